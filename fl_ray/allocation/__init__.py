@@ -1,0 +1,1 @@
+"""Who gets how much synthetic data. numpy and scipy only."""

@@ -1,0 +1,65 @@
+"""Checkpoints: one safetensors file each, whole or not there; the last two are kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+__all__ = ["Checkpoint", "latest", "save"]
+
+_KEPT = 2
+
+
+@dataclass
+class Checkpoint:
+    """The state after ``rounds_done`` rounds: weights, the method's arrays, the ledger, and counters."""
+
+    rounds_done: int
+    weights: np.ndarray
+    method: dict[str, np.ndarray] = field(default_factory=dict)
+    ledger: dict[str, Any] = field(default_factory=dict)
+    left_out: int = 0
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("round_*.safetensors"), reverse=True)
+
+
+def save(folder: Path, state: Checkpoint) -> None:
+    """Write a checkpoint and remove all but the last two."""
+    folder.mkdir(exist_ok=True)
+    tensors = {"weights": state.weights} | {f"method/{name}": value for name, value in state.method.items()}
+    header = {"rounds_done": state.rounds_done, "ledger": state.ledger, "left_out": state.left_out}
+    path = folder / f"round_{state.rounds_done:06d}.safetensors"
+    draft = folder / f".{path.name}.draft"
+    save_file(
+        {name: np.ascontiguousarray(value) for name, value in tensors.items()}, draft, {"run": json.dumps(header)}
+    )
+    with draft.open("rb") as stream:
+        os.fsync(stream.fileno())
+    draft.replace(path)
+    for old in _files(folder)[_KEPT:]:
+        old.unlink()
+
+
+def latest(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint that can be read, or None. A damaged one is passed over with a warning."""
+    for path in _files(folder):
+        try:
+            with safe_open(path, framework="numpy") as stored:
+                header = json.loads(stored.metadata()["run"])
+                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            warnings.warn(f"checkpoint {path} is damaged ({error}); going back to the one before", stacklevel=2)
+            continue
+        method = {name.removeprefix("method/"): value for name, value in tensors.items() if name != "weights"}
+        return Checkpoint(header["rounds_done"], tensors["weights"], method, header["ledger"], header["left_out"])
+    return None

@@ -1,0 +1,172 @@
+"""Several runs side by side: labelled overrides of one recipe, or several recipes, each over the same seeds."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fl_ray.config import RunConfig
+from fl_ray.errors import OutputError, SettingError
+from fl_ray.experiment import Experiment, open_runtime
+from fl_ray.progress import Progress
+from fl_ray.recipes import apply_overrides, compare_entries, make_config, to_dict
+from fl_ray.run_folder import RunFolder, new_folder
+from fl_ray.runtime.base import Runtime
+from fl_ray.summary import aggregate
+
+__all__ = ["Comparison", "plan_comparison", "rows_of_runs", "run_comparison", "write_comparison_csv"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared: a configuration by label, each run with every seed."""
+
+    name: str
+    configs: dict[str, RunConfig]
+    seeds: tuple[int, ...]
+
+    def runs(self) -> list[tuple[str, RunConfig]]:
+        """(label, configuration) of every run: all labels of the first seed come first, so that a cut is fair."""
+        return [
+            (label, replace(config, seed=seed, name=self.name))
+            for seed in self.seeds
+            for label, config in self.configs.items()
+        ]
+
+
+def plan_comparison(
+    recipes: Sequence[Mapping[str, Any]], overrides: Mapping[str, Any], seeds: Sequence[int]
+) -> Comparison:
+    """Resolve a comparison, so that bad input is found before anything runs.
+
+    Raises:
+        SettingError: nothing to compare, labels or seeds are double, or recipes differ in their data or rounds.
+    """
+    if len(set(seeds)) != len(seeds) or not seeds:
+        raise SettingError(f"--seeds {' '.join(map(str, seeds))}: give each seed once")
+    if len(recipes) == 1:
+        base = apply_overrides(recipes[0], overrides)
+        entries = compare_entries(base)
+        if not entries:
+            raise SettingError("the recipe has no compare list; add one, or name several recipes")
+        configs = {}
+        for label, changes in entries:
+            try:
+                configs[label] = make_config(apply_overrides(base, changes))
+            except SettingError as error:
+                raise SettingError(f"compare, label {label!r}: {error}") from error
+        return Comparison(str(base["name"]), configs, tuple(seeds))
+    configs = {}
+    for recipe in recipes:
+        config = make_config(apply_overrides(recipe, overrides))
+        if config.name in configs:
+            raise SettingError(f"two recipes are named {config.name!r}; give them different names")
+        configs[config.name] = config
+    first, *others = configs.values()
+    for other in others:
+        for setting in ("data", "rounds", "clients_per_round"):
+            if getattr(other, setting) != getattr(first, setting):
+                raise SettingError(
+                    f"recipes {first.name} and {other.name} differ in {setting!r}, so their results can't be compared; "
+                    f"make them equal, or override it for all with --{setting}..."
+                )
+    return Comparison("-".join(configs), configs, tuple(seeds))
+
+
+def run_folder_of(output: Path, label: str, seed: int) -> Path:
+    """Where a comparison keeps one run."""
+    return output / "runs" / re.sub(r"[^\w.+-]+", "_", label) / f"seed{seed}"
+
+
+def run_comparison(comparison: Comparison, output: Path, progress: Progress) -> None:
+    """Run what is not finished yet in ``output``, one run after another on the same actors.
+
+    Raises:
+        OutputError: ``output`` holds something else, or runs of other settings.
+    """
+    _claim(comparison, output)
+    runs = comparison.runs()
+    open_runs = [(label, config) for label, config in runs if not _is_done(output, label, config)]
+    if len(open_runs) < len(runs):
+        progress.message(f"{len(runs) - len(open_runs)} of {len(runs)} runs were finished before in {output}")
+    runtimes: dict[str, Runtime] = {}
+    try:
+        for number, (label, config) in enumerate(open_runs, len(runs) - len(open_runs) + 1):
+            progress.label = f"{number}/{len(runs)} {label}, seed {config.seed}"
+            key = repr((config.runtime, config.ray))
+            if key not in runtimes:
+                for other in runtimes.values():
+                    other.close()
+                runtimes = {key: open_runtime(config)}
+            folder = run_folder_of(output, label, config.seed)
+            tags = {"comparison": comparison.name, "label": label}
+            resume = (folder / "config.yaml").exists()
+            if not resume and folder.exists():
+                shutil.rmtree(folder)  # left by a run that was cut before it wrote its settings
+            if not resume:
+                new_folder(folder)
+            Experiment(config, folder, runtimes[key], progress, label, tags, resume).run()
+    finally:
+        progress.label = ""
+        for runtime in runtimes.values():
+            runtime.close()
+
+
+def _settings(comparison: Comparison) -> dict[str, Any]:
+    """What makes results: everything but how and where runs are carried out."""
+    plain = {label: to_dict(config) for label, config in comparison.configs.items()}
+    for content in plain.values():
+        for key in ("runtime", "ray", "tracking", "checkpoint", "compare", "seed"):
+            content.pop(key)
+        content["data"].pop("root")
+        content["data"].pop("download")
+        if content["generator"] is not None:
+            content["generator"] = {k: v for k, v in content["generator"].items() if k not in ("cache", "pool")}
+    return yaml.safe_load(yaml.safe_dump({"name": comparison.name, "runs": plain}))
+
+
+def _claim(comparison: Comparison, output: Path) -> None:
+    marker = output / "comparison.yaml"
+    settings = _settings(comparison)
+    if marker.exists():
+        if yaml.safe_load(marker.read_text(encoding="utf-8")) != settings:
+            raise OutputError(
+                f"--output {output}: it holds a comparison with other settings, and nothing is overwritten; name "
+                "another folder"
+            )
+        return
+    new_folder(output)
+    marker.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+
+
+def _is_done(output: Path, label: str, config: RunConfig) -> bool:
+    return RunFolder(run_folder_of(output, label, config.seed)).finished()
+
+
+def rows_of_runs(folders: Sequence[RunFolder]) -> tuple[list[dict[str, Any]], dict[str, list[RunFolder]]]:
+    """A row of the comparison per label, in order of first appearance, and the finished folders by label."""
+    by_label: dict[str, list[RunFolder]] = {}
+    for folder in folders:
+        if folder.finished():
+            by_label.setdefault(folder.summary()["label"], []).append(folder)
+    rows = []
+    for label, members in by_label.items():
+        members.sort(key=lambda folder: folder.summary()["seed"])
+        rows.append(aggregate(label, [folder.summary() for folder in members], members[0].config().targets))
+    return rows, by_label
+
+
+def write_comparison_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """comparison.csv: a row per label, a column per number and its spread."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, columns)
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,267 @@
+"""Typed settings of a run. ``fl_ray.recipes`` makes them from YAML; here stands what they are and what they allow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from fl_ray.errors import SettingError
+
+__all__ = [
+    "CheckpointConfig",
+    "Component",
+    "DataConfig",
+    "FleetConfig",
+    "GeneratorConfig",
+    "PoolConfig",
+    "RayConfig",
+    "RunConfig",
+    "RuntimeConfig",
+    "TierConfig",
+    "TrackingConfig",
+    "TrainingConfig",
+]
+
+Range = float | list[float]
+
+
+def _require(condition: bool, setting: str, value: object, need: str) -> None:
+    if not condition:
+        raise SettingError(f"{setting} is {value}, but it must be {need}")
+
+
+@dataclass
+class Component:
+    """A named part (method, model, data set, partitioner, generator) with the settings its constructor takes."""
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class DataConfig:
+    """``data``: the set, its split into client, public and test parts, and how the client part is spread."""
+
+    name: str = "digits"
+    root: str | None = None
+    """Folder of the files; default $FL_RAY_DATA, else the cache folder."""
+    download: bool = False
+    clients: int = 10
+    split_seed: int = 0
+    """Fixes the client, public and test parts; independent of ``seed``, so that one generator serves all seeds."""
+    public_fraction: float = 0.1
+    """Share of the training images that the server may use (generator, public_only)."""
+    test_fraction: float = 0.2
+    """Share kept for testing, for sets that come without a test part."""
+    client_test_fraction: float = 0.0
+    """Share of each client's images kept for testing on that client."""
+    max_samples: int | None = None
+    """Use at most so many of the training images (drawn by ``split_seed``), for small machines."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    partition: Component = field(default_factory=lambda: Component("iid"))
+
+    def __post_init__(self) -> None:
+        _require(self.clients >= 1, "data.clients", self.clients, "at least 1")
+        _require(self.split_seed >= 0, "data.split_seed", self.split_seed, "at least 0")
+        for name in ("public_fraction", "test_fraction", "client_test_fraction"):
+            _require(0 <= getattr(self, name) < 1, f"data.{name}", getattr(self, name), "in [0, 1)")
+        _require(self.max_samples is None or self.max_samples > 0, "data.max_samples", self.max_samples, "positive")
+
+
+@dataclass
+class TrainingConfig:
+    """``training``: what a client does in one round. A LightningModule of your own keeps its own optimiser."""
+
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: float = 0.05
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    batch_size: int = 32
+    local_epochs: int = 1
+    lr_schedule: Literal["constant", "cosine", "step"] = "constant"
+    """Over rounds: ``cosine`` falls to 0 at the last one, ``step`` multiplies by lr_gamma every lr_step_rounds."""
+    lr_step_rounds: int = 10
+    lr_gamma: float = 0.5
+    clip_norm: float | None = None
+    """Largest norm of a batch's gradient; larger ones are scaled down to it."""
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, "training.lr", self.lr, "positive")
+        _require(self.batch_size >= 1, "training.batch_size", self.batch_size, "at least 1")
+        _require(self.local_epochs >= 1, "training.local_epochs", self.local_epochs, "at least 1")
+        _require(self.lr_step_rounds >= 1, "training.lr_step_rounds", self.lr_step_rounds, "at least 1")
+        _require(self.clip_norm is None or self.clip_norm > 0, "training.clip_norm", self.clip_norm, "positive")
+
+
+@dataclass
+class TierConfig:
+    """One kind of device. A number is the same for all its devices; a pair [low, high] is drawn from uniformly.
+
+    Defaults are the cell of FIMI's setting (our reconstruction, docs of ``fl_ray.devices``).
+    """
+
+    name: str = "device"
+    fraction: float = 1.0
+    """Relative share of the clients that are of this tier."""
+    cpus: float = 1.0
+    """Ray CPUs of an actor's bundle."""
+    bandwidth: float = 1.0
+    """Units of Ray's custom resource ``bandwidth`` in an actor's bundle, and the share of the band in the cost model."""
+    frequency_hz: Range = field(default_factory=lambda: [0.3e9, 2.0e9])
+    cycles_per_sample: Range = field(default_factory=lambda: [4e6, 1.2e7])
+    capacitance: Range = 2e-28
+    """Effective switched capacitance, J s^2 / cycle^3."""
+    power_w: Range = 0.2
+    distance_m: Range = field(default_factory=lambda: [50.0, 500.0])
+    """From the base station; a pair is drawn uniformly in area."""
+    shadowing_db: float = 8.0
+    """Standard deviation of the log-normal shadowing."""
+
+    def __post_init__(self) -> None:
+        for name in ("fraction", "cpus", "bandwidth"):
+            _require(getattr(self, name) > 0, f"fleet.tiers.{self.name}.{name}", getattr(self, name), "positive")
+        for name in ("frequency_hz", "cycles_per_sample", "capacitance", "power_w", "distance_m"):
+            value = getattr(self, name)
+            pair = value if isinstance(value, list) else [value, value]
+            good = len(pair) == 2 and 0 < pair[0] <= pair[1]
+            _require(good, f"fleet.tiers.{self.name}.{name}", value, "a positive number or a pair [low, high]")
+
+
+@dataclass
+class FleetConfig:
+    """``fleet``: the devices and the cell they share."""
+
+    tiers: list[TierConfig] = field(default_factory=lambda: [TierConfig()])
+    bandwidth_hz: float = 20e6
+    """The band B, split over the clients of a round by their tiers' ``bandwidth``."""
+    noise_dbm_hz: float = -174.0
+    server_power_w: float = 1.0
+    """Transmit power of the base station, for the down-link."""
+    server_frequency_hz: float = 1e11
+    """Cycles per second of the server, for the time of its own training; ``cycles_per_sample`` is its tiers' mean."""
+
+    def __post_init__(self) -> None:
+        _require(len(self.tiers) > 0, "fleet.tiers", self.tiers, "a list of at least one tier")
+        names = [tier.name for tier in self.tiers]
+        _require(len(set(names)) == len(names), "fleet.tiers", names, "named differently each")
+        for name in ("bandwidth_hz", "server_power_w", "server_frequency_hz"):
+            _require(getattr(self, name) > 0, f"fleet.{name}", getattr(self, name), "positive")
+
+
+@dataclass
+class RuntimeConfig:
+    """``runtime``: how clients run. No setting here changes a result."""
+
+    backend: Literal["ray", "in_process"] = "ray"
+    actors: Literal["per_client", "pooled", "auto"] = "auto"
+    """``per_client``: one actor each; ``pooled``: actors that host clients of one tier; ``auto``: what fits."""
+    num_actors: int | None = None
+    """Pooled actors over all tiers; default: as many as the cluster has room for."""
+    threads: int = 1
+    """Torch threads of each actor (also of the in-process backend)."""
+    gpus_per_actor: float = 0.0
+    placement_timeout_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        _require(self.threads >= 1, "runtime.threads", self.threads, "at least 1")
+        _require(self.gpus_per_actor >= 0, "runtime.gpus_per_actor", self.gpus_per_actor, "at least 0")
+        _require(self.num_actors is None or self.num_actors >= 1, "runtime.num_actors", self.num_actors, "at least 1")
+        _require(self.placement_timeout_s > 0, "runtime.placement_timeout_s", self.placement_timeout_s, "positive")
+
+
+@dataclass
+class RayConfig:
+    """``ray``: start Ray here (``address`` null) or join a cluster (``auto`` or ``ray://...``)."""
+
+    address: str | None = None
+    num_cpus: int | None = None
+    """Logical CPUs of a Ray started here; default: the machine's cores."""
+    bandwidth: float = 100.0
+    """Units of the custom resource ``bandwidth`` of a Ray started here."""
+
+
+@dataclass
+class PoolConfig:
+    """``generator.pool``: the generator actors. They idle while clients train, so by default they reserve no CPU."""
+
+    actors: int = 2
+    cpus: float = 0.0
+    gpus: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(self.actors >= 1, "generator.pool.actors", self.actors, "at least 1")
+        _require(self.cpus >= 0, "generator.pool.cpus", self.cpus, "at least 0")
+        _require(self.gpus >= 0, "generator.pool.gpus", self.gpus, "at least 0")
+
+
+@dataclass
+class GeneratorConfig:
+    """``generator``: which, its settings, where its weights and images are kept, and the pool that samples it."""
+
+    name: str = "diffusion"
+    cache: str | None = None
+    """Folder; default $FL_RAY_CACHE, else ~/.cache/fl_ray."""
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class TrackingConfig:
+    """``tracking``: MLflow. ``uri`` defaults to the SQLite file mlflow.db in the working folder."""
+
+    enabled: bool = True
+    uri: str | None = None
+    experiment: str | None = None
+    """Default: the recipe's name."""
+
+
+@dataclass
+class CheckpointConfig:
+    """``checkpoint``: every so many rounds (0: never). The last two are kept until the run is finished."""
+
+    every: int = 10
+
+    def __post_init__(self) -> None:
+        _require(self.every >= 0, "checkpoint.every", self.every, "at least 0")
+
+
+@dataclass
+class RunConfig:
+    """A whole recipe, resolved."""
+
+    name: str = "run"
+    data: DataConfig = field(default_factory=DataConfig)
+    model: Component = field(default_factory=lambda: Component("mlp"))
+    method: Component = field(default_factory=lambda: Component("fedavg"))
+    generator: GeneratorConfig | None = None
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    fleet: FleetConfig = field(default_factory=FleetConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+    rounds: int = 10
+    clients_per_round: int | None = None
+    """Size of the cohort; default: all clients."""
+    evaluate_every: int = 1
+    """Evaluate after every so many rounds, and after the last."""
+    seed: int = 0
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    compare: list[dict[str, Any]] = field(default_factory=list)
+    """Labelled overrides that ``fl-ray compare`` runs beside each other."""
+    targets: list[float] = field(default_factory=list)
+    """Accuracies in (0, 1]: the summary says at which round, virtual time and energy each was reached."""
+
+    def __post_init__(self) -> None:
+        _require(self.rounds >= 1, "rounds", self.rounds, "at least 1")
+        _require(self.seed >= 0, "seed", self.seed, "at least 0")
+        _require(self.evaluate_every >= 1, "evaluate_every", self.evaluate_every, "at least 1")
+        if self.clients_per_round is not None:
+            good = 1 <= self.clients_per_round <= self.data.clients
+            _require(good, "clients_per_round", self.clients_per_round, f"in 1..{self.data.clients} (data.clients)")
+        for target in self.targets:
+            _require(0 < target <= 1, "targets", target, "in (0, 1]")
+
+    @property
+    def cohort_size(self) -> int:
+        """How many clients take part in a round."""
+        return self.clients_per_round or self.data.clients

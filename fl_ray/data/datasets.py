@@ -1,0 +1,264 @@
+"""Data sets, held in memory as uint8 images. A loader takes ``root`` and ``download`` and returns ``ImageData``."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fl_ray.errors import DataMissingError, SettingError
+
+__all__ = [
+    "ImageData",
+    "cifar10",
+    "cifar100",
+    "data_root",
+    "digits",
+    "fashion_mnist",
+    "gtsrb",
+    "image_folder",
+    "load",
+    "mnist",
+]
+
+
+@dataclass
+class ImageData:
+    """A data set in memory.
+
+    Attributes:
+        images, labels: uint8 [N, C, H, W] and int64 [N]; the training part, or everything where there is no test part.
+        test_images, test_labels: the same for the set's own test part, or None.
+        classes: names by label.
+        mean, std: per channel, of images scaled to [0, 1].
+        domains, test_domains: int64 domain of each image, or None; ``domain_names`` by number.
+        owners: int64 natural client of each training image, or None.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    classes: list[str]
+    mean: list[float]
+    std: list[float]
+    test_images: np.ndarray | None = None
+    test_labels: np.ndarray | None = None
+    domains: np.ndarray | None = None
+    test_domains: np.ndarray | None = None
+    domain_names: list[str] | None = None
+    owners: np.ndarray | None = None
+
+
+def data_root(root: str | None) -> Path:
+    """Where data sets are looked for: ``root``, else $FL_RAY_DATA, else the cache folder."""
+    return Path(root or os.environ.get("FL_RAY_DATA") or Path("~/.cache/fl_ray/data")).expanduser()
+
+
+def load(name: str, root: str | None, download: bool, settings: dict[str, Any]) -> ImageData:
+    """Load a data set by registered name or import path, and check that every class has training images.
+
+    Raises:
+        DataMissingError: the files are not there and ``data.download`` is off.
+        SettingError: unknown name, bad settings, or a class without images.
+    """
+    from fl_ray.registry import resolve_name
+
+    data = resolve_name("data", name)(root=data_root(root), download=download, **settings)
+    present = np.bincount(data.labels, minlength=len(data.classes))
+    empty = [data.classes[label] for label in np.flatnonzero(present == 0)]
+    if empty:
+        raise SettingError(f"data {name}: no training images of class {', '.join(empty)}; remove or fill the class")
+    return data
+
+
+def digits(root: Path, download: bool) -> ImageData:
+    """scikit-learn's digits (1,797 of 8x8), grey values 0..16 spread to 0..255; no test part of its own."""
+    from sklearn.datasets import load_digits
+
+    source = load_digits()
+    images = np.round(source.images * (255 / 16)).astype(np.uint8)[:, None]
+    return ImageData(images, source.target.astype(np.int64), [str(i) for i in range(10)], [0.305], [0.376])
+
+
+def mnist(root: Path, download: bool) -> ImageData:
+    """MNIST from ``root/MNIST/raw``."""
+    return _torchvision("MNIST", root, download, [0.1307], [0.3081])
+
+
+def fashion_mnist(root: Path, download: bool) -> ImageData:
+    """Fashion-MNIST from ``root/FashionMNIST/raw``."""
+    return _torchvision("FashionMNIST", root, download, [0.2860], [0.3530])
+
+
+def cifar10(root: Path, download: bool) -> ImageData:
+    """CIFAR-10 from ``root/cifar-10-batches-py``."""
+    return _torchvision("CIFAR10", root, download, [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616])
+
+
+def cifar100(root: Path, download: bool) -> ImageData:
+    """CIFAR-100 (fine labels) from ``root/cifar-100-python``."""
+    return _torchvision("CIFAR100", root, download, [0.5071, 0.4866, 0.4409], [0.2673, 0.2564, 0.2762])
+
+
+def gtsrb(root: Path, download: bool, image_size: int = 32) -> ImageData:
+    """German traffic signs from ``root/gtsrb``, resized to ``image_size`` pixels square."""
+    from torchvision.datasets import GTSRB
+
+    parts = {}
+    for split in ("train", "test"):
+        found = _found("gtsrb", root, download, lambda split=split: GTSRB(str(root), split, download=download))
+        pairs = [(_read(image, image_size), label) for image, label in found]
+        parts[split] = _stack(pairs, channels=3)
+    (images, labels), (test_images, test_labels) = parts["train"], parts["test"]
+    names = [str(label) for label in range(43)]
+    mean, std = [0.3403, 0.3121, 0.3214], [0.2724, 0.2608, 0.2669]
+    return ImageData(images, labels, names, mean, std, test_images, test_labels)
+
+
+def _torchvision(kind: str, root: Path, download: bool, mean: list[float], std: list[float]) -> ImageData:
+    from torchvision import datasets
+
+    def read(train: bool) -> Any:
+        return getattr(datasets, kind)(str(root), train=train, download=download)
+
+    train = _found(kind, root, download, lambda: read(True))
+    test = _found(kind, root, download, lambda: read(False))
+    parts = []
+    for part in (train, test):
+        images = np.asarray(part.data)
+        images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+        parts += [np.ascontiguousarray(images), np.asarray(part.targets, dtype=np.int64)]
+    return ImageData(parts[0], parts[1], [str(c) for c in train.classes], mean, std, parts[2], parts[3])
+
+
+def _found(kind: str, root: Path, download: bool, read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except RuntimeError as error:  # torchvision's answer to missing or damaged files
+        raise DataMissingError(
+            f"data {kind}: not found or not complete in {root} ({error}). Give the folder as --data.root DIR or "
+            "$FL_RAY_DATA, or let torchvision fetch it with --data.download true"
+        ) from error
+    except OSError as error:
+        if not download:
+            raise
+        raise DataMissingError(f"data {kind}: the download to {root} failed: {error}") from error
+
+
+def image_folder(
+    root: Path,
+    download: bool,
+    path: str,
+    image_size: int = 32,
+    domains: list[str] | None = None,
+    owners: str | None = None,
+) -> ImageData:
+    """Images in folders, resized square to RGB; several domains.
+
+    ``root/path`` holds ``<domain>/<class>/*``, or ``<domain>/<split>/<class>/*`` with the splits ``train`` and ``test``.
+
+    Args:
+        root: the data folder. ``download`` has no effect here.
+        path: the set's folder inside ``root``.
+        image_size: pixels.
+        domains: which domains to use, in this order; default: all, by name.
+        owners: natural client ids: ``domain``, or a CSV file (inside the set's folder) with the columns ``path``
+            (relative to the set's folder) and ``client``.
+    """
+    base = root / path
+    if not base.is_dir():
+        raise DataMissingError(
+            f"data image_folder: no folder {base}. Give its parent as --data.root DIR or $FL_RAY_DATA, and its name as "
+            "--data.path NAME; there is no download for folders"
+        )
+    names = domains or sorted(entry.name for entry in base.iterdir() if entry.is_dir())
+    for name in names:
+        if not (base / name).is_dir():
+            raise SettingError(f"data.domains: no folder {name!r} in {base}")
+    files = [(domain, part, item) for domain, name in enumerate(names) for part, item in _walk(base / name)]
+    classes = sorted({item.parent.name for _, _, item in files})
+    if not classes:
+        raise SettingError(
+            f"data image_folder: no images under {base} in <domain>/<class>/ or <domain>/<split>/<class>/"
+        )
+    arrays: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+    owner_of = _owners(base, owners)
+    owner_list: list[int] = []
+    for part in ("train", "test"):
+        chosen = [(domain, item) for domain, which, item in files if which == part]
+        pairs = [(_read(item, image_size), classes.index(item.parent.name)) for _, item in chosen]
+        images, labels = _stack(pairs, channels=3) if pairs else (np.empty(0, np.uint8), np.empty(0, np.int64))
+        arrays[part] = (images, labels, np.array([domain for domain, _ in chosen], dtype=np.int64))
+        if part == "train" and owners is not None:
+            owner_list = [owner_of(domain, str(item.relative_to(base))) for domain, item in chosen]
+    train, test = arrays["train"], arrays["test"]
+    has_test = len(test[1]) > 0
+    return ImageData(
+        train[0],
+        train[1],
+        classes,
+        [0.5] * 3,
+        [0.5] * 3,
+        test[0] if has_test else None,
+        test[1] if has_test else None,
+        train[2],
+        test[2] if has_test else None,
+        list(names),
+        np.array(owner_list, dtype=np.int64) if owners is not None else None,
+    )
+
+
+_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+
+
+def _walk(domain: Path) -> list[tuple[str, Path]]:
+    """(train or test, file) of one domain; without split folders everything is train."""
+    splits = [name for name in ("train", "test") if (domain / name).is_dir()]
+    roots = [(name, domain / name) for name in splits] or [("train", domain)]
+    found = []
+    for part, folder in roots:
+        for class_folder in sorted(entry for entry in folder.iterdir() if entry.is_dir()):
+            images = sorted(item for item in class_folder.iterdir() if item.suffix.lower() in _IMAGE_SUFFIXES)
+            if not images:
+                raise SettingError(f"data image_folder: the class folder {class_folder} holds no images")
+            found += [(part, item) for item in images]
+    return found
+
+
+def _owners(base: Path, owners: str | None) -> Callable[[int, str], int]:
+    if owners is None or owners == "domain":
+        return lambda domain, item: domain
+    table = base / owners
+    try:
+        with table.open(newline="", encoding="utf-8") as stream:
+            rows = {row["path"]: row["client"] for row in csv.DictReader(stream)}
+    except (OSError, KeyError) as error:
+        raise SettingError(
+            f"data.owners: {table} must be a CSV file with the columns path and client: {error}"
+        ) from error
+    numbers = {client: number for number, client in enumerate(sorted(set(rows.values())))}
+
+    def owner(domain: int, item: str) -> int:
+        if item not in rows:
+            raise SettingError(f"data.owners: {table} has no row for {item}")
+        return numbers[rows[item]]
+
+    return owner
+
+
+def _read(source: Any, size: int) -> np.ndarray:
+    from PIL import Image
+
+    image = source if isinstance(source, Image.Image) else Image.open(source)
+    return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+
+
+def _stack(pairs: list[tuple[np.ndarray, int]], channels: int) -> tuple[np.ndarray, np.ndarray]:
+    images = np.empty((len(pairs), channels, *pairs[0][0].shape[1:]), dtype=np.uint8)
+    for row, (image, _) in enumerate(pairs):
+        images[row] = image
+    return images, np.array([label for _, label in pairs], dtype=np.int64)

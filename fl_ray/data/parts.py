@@ -1,0 +1,144 @@
+"""The three disjoint parts of a data set (client, public, test) and the client part's partition."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fl_ray.config import DataConfig
+from fl_ray.data.datasets import ImageData, load
+from fl_ray.data.partitioners import Partition, partition
+from fl_ray.data.statistics import label_counts
+from fl_ray.errors import SettingError
+from fl_ray.randomness import numpy_generator
+from fl_ray.recipes import build
+
+__all__ = ["FederatedData", "Split", "digest", "prepare", "split"]
+
+
+def digest(images: np.ndarray, labels: np.ndarray) -> str:
+    """A hash of images and labels."""
+    made = hashlib.sha256(str(images.shape).encode())
+    made.update(np.ascontiguousarray(images).tobytes())
+    made.update(labels.tobytes())
+    return made.hexdigest()
+
+
+@dataclass(frozen=True)
+class Split:
+    """Row numbers into ``ImageData.images`` of each part; ``test`` is empty where the set has a test part of its own."""
+
+    clients: np.ndarray
+    public: np.ndarray
+    test: np.ndarray
+
+
+@dataclass
+class FederatedData:
+    """Everything a run needs of its data.
+
+    Attributes:
+        images, labels: uint8 [N, C, H, W] and int64 [N]: the rows that ``partition``, ``held_out`` and ``public``
+            number.
+        test_images, test_labels: the global test part.
+        partition: training rows of each client.
+        held_out: rows kept for testing on each client (none where ``client_test_fraction`` is 0).
+        public: rows that the server may use.
+        counts: int64 [clients, classes], of ``partition``.
+    """
+
+    source: ImageData
+    images: np.ndarray
+    labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    partition: Partition
+    held_out: Partition
+    public: np.ndarray
+    counts: np.ndarray
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.source.classes)
+
+    @property
+    def public_images(self) -> np.ndarray:
+        return self.images[self.public]
+
+    @property
+    def public_labels(self) -> np.ndarray:
+        return self.labels[self.public]
+
+    def public_digest(self) -> str:
+        """A hash of the public images and labels: the data part of a pre-trained generator's key."""
+        return digest(self.public_images, self.public_labels)
+
+
+def split(data: ImageData, config: DataConfig) -> Split:
+    """Split by class (each class keeps its share in every part), from ``config.split_seed`` alone."""
+    rng = numpy_generator(config.split_seed, "split")
+    rows = np.arange(len(data.labels))
+    if config.max_samples is not None and config.max_samples < len(rows):
+        rows = np.sort(rng.permutation(rows)[: config.max_samples])
+    test_share = 0.0 if data.test_images is not None else config.test_fraction
+    parts: dict[str, list[np.ndarray]] = {"clients": [], "public": [], "test": []}
+    for label in range(len(data.classes)):
+        own = rng.permutation(rows[data.labels[rows] == label])
+        tests = round(test_share * len(own))
+        publics = round(config.public_fraction * (len(own) - tests))
+        parts["test"].append(own[:tests])
+        parts["public"].append(own[tests : tests + publics])
+        parts["clients"].append(own[tests + publics :])
+    made = Split(**{name: np.sort(np.concatenate(chunks)) for name, chunks in parts.items()})
+    if data.test_images is None and len(made.test) == 0:
+        raise SettingError(f"data.test_fraction is {config.test_fraction}, which leaves no test images; raise it")
+    empty = sorted(set(range(len(data.classes))) - set(np.unique(data.labels[made.clients]).tolist()))
+    if empty:
+        raise SettingError(
+            f"data: the split leaves the clients no samples of class {', '.join(data.classes[c] for c in empty)}; "
+            "lower data.public_fraction and data.test_fraction, or raise data.max_samples"
+        )
+    return made
+
+
+def prepare(config: DataConfig, seed: int) -> FederatedData:
+    """Load, split and partition.
+
+    Args:
+        config: the recipe's ``data``.
+        seed: of the run; it fixes the partition, not the split.
+    """
+    data = load(config.name, config.root, config.download, config.settings)
+    rows = split(data, config)
+    partitioner = build("partition", config.partition)
+    needs = getattr(partitioner, "needs", None)
+    groups = getattr(data, needs) if needs else None
+    if needs and groups is None:
+        raise SettingError(f"data.partition {config.partition.name}: the data set {config.name} has no {needs}")
+    labels = data.labels[rows.clients]
+    local = partition(partitioner, labels, config.clients, seed, groups[rows.clients] if needs else None)
+    owned = replace(local, indices=rows.clients[local.indices])
+    train, held_out = _hold_out(owned, config.client_test_fraction, seed)
+    if data.test_images is not None and data.test_labels is not None:
+        test_images, test_labels = data.test_images, data.test_labels
+    else:
+        test_images, test_labels = data.images[rows.test], data.labels[rows.test]
+    counts = label_counts(train, data.labels, len(data.classes))
+    return FederatedData(data, data.images, data.labels, test_images, test_labels, train, held_out, rows.public, counts)
+
+
+def _hold_out(owned: Partition, fraction: float, seed: int) -> tuple[Partition, Partition]:
+    """Each client's samples in a training and a test part; every client keeps at least one for training."""
+    if fraction == 0:
+        return owned, Partition(np.empty(0, dtype=np.int64), np.zeros(len(owned) + 1, dtype=np.int64))
+    rng = numpy_generator(seed, "client_test")
+    rank = np.concatenate([rng.permutation(size) for size in owned.sizes])
+    tests = np.minimum(np.round(fraction * owned.sizes), np.maximum(owned.sizes - 1, 0)).astype(np.int64)
+    is_test = rank < np.repeat(tests, owned.sizes)
+
+    def pick(mask: np.ndarray, sizes: np.ndarray) -> Partition:
+        return Partition(owned.indices[mask], np.concatenate([[0], np.cumsum(sizes)]))
+
+    return pick(~is_test, owned.sizes - tests), pick(is_test, tests)

@@ -1,0 +1,102 @@
+"""The cost model: latency and energy of a client's round (Yang et al., arXiv 1911.02417), and the ledger of a run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from fl_ray.config import FleetConfig
+from fl_ray.devices.fleet import Fleet
+
+__all__ = ["Ledger", "RoundCost", "round_cost", "server_time_s", "shannon_rate"]
+
+
+@dataclass(frozen=True)
+class RoundCost:
+    """Each cohort member's latencies [s] and energies [J], arrays [cohort]."""
+
+    t_down_s: np.ndarray
+    t_cmp_s: np.ndarray
+    t_up_s: np.ndarray
+    e_cmp_j: np.ndarray
+    e_up_j: np.ndarray
+
+    @property
+    def latency_s(self) -> np.ndarray:
+        """Down-link, computing and uplink, one after another."""
+        return self.t_down_s + self.t_cmp_s + self.t_up_s
+
+    @property
+    def energy_j(self) -> float:
+        """Energy of all devices; receiving costs none in this model."""
+        return float(self.e_cmp_j.sum() + self.e_up_j.sum())
+
+
+def shannon_rate(bandwidth_hz: np.ndarray, power_w: np.ndarray, gain: np.ndarray, noise_w_hz: float) -> np.ndarray:
+    """r = b log2(1 + p h / (N0 b)), bit/s."""
+    return bandwidth_hz * np.log2(1 + power_w * gain / (noise_w_hz * bandwidth_hz))
+
+
+def round_cost(
+    config: FleetConfig,
+    fleet: Fleet,
+    cohort: np.ndarray,
+    samples: np.ndarray,
+    epochs: int,
+    down_bytes: float | np.ndarray,
+    up_bytes: float | np.ndarray,
+) -> RoundCost:
+    """What a round costs its cohort.
+
+    Args:
+        cohort: client numbers [cohort]; the band is split over them by their tiers' bandwidth shares (FDMA), for the
+            down-link as for the uplink.
+        samples: training samples of each, [cohort].
+        epochs: local epochs (tau).
+        down_bytes: to each client: weights, and synthetic data where a method delivers them.
+        up_bytes: from each client.
+    """
+    share = fleet.bandwidth_share[cohort]
+    band = config.bandwidth_hz * share / share.sum()
+    noise = 10 ** ((config.noise_dbm_hz - 30) / 10)
+    gain, power, frequency = fleet.gain[cohort], fleet.power_w[cohort], fleet.frequency_hz[cohort]
+    cycles = epochs * fleet.cycles_per_sample[cohort] * samples
+    t_up = 8 * up_bytes / shannon_rate(band, power, gain, noise)
+    # The base station splits its power like the band.
+    server_power = config.server_power_w * share / share.sum()
+    t_down = 8 * down_bytes / shannon_rate(band, server_power, gain, noise)
+    return RoundCost(
+        t_down_s=t_down * np.ones(len(cohort)),
+        t_cmp_s=cycles / frequency,
+        t_up_s=t_up * np.ones(len(cohort)),
+        e_cmp_j=fleet.capacitance[cohort] * cycles * frequency**2,
+        e_up_j=power * t_up,
+    )
+
+
+def server_time_s(config: FleetConfig, fleet: Fleet, samples: int) -> float:
+    """Seconds of the server's training on ``samples`` (times epochs), at the fleet's mean cycles per sample."""
+    return float(fleet.cycles_per_sample.mean()) * samples / config.server_frequency_hz
+
+
+@dataclass
+class Ledger:
+    """The virtual clock and what has been spent so far. A synchronous round ends with its slowest part."""
+
+    virtual_time_s: float = 0.0
+    energy_j: float = 0.0
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+    def add_round(self, cost: RoundCost | None, server_s: float, bytes_up: int, bytes_down: int) -> None:
+        """Advance by the slowest client or by the server, whichever takes longer; ``cost`` is None without clients."""
+        slowest = 0.0 if cost is None else float(cost.latency_s.max())
+        self.virtual_time_s += max(slowest, server_s)
+        self.energy_j += 0.0 if cost is None else cost.energy_j
+        self.bytes_up += bytes_up
+        self.bytes_down += bytes_down
+
+    def state(self) -> dict[str, float]:
+        """For a checkpoint; ``Ledger(**state)`` takes it back."""
+        return asdict(self)

@@ -1,0 +1,63 @@
+"""A fleet: every client's device, drawn from the tiers of ``fleet``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fl_ray.config import FleetConfig, Range, TierConfig
+from fl_ray.randomness import numpy_generator
+
+__all__ = ["Fleet", "draw_fleet", "path_gain"]
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Device parameters as arrays [clients], SI units."""
+
+    tier: np.ndarray
+    frequency_hz: np.ndarray
+    cycles_per_sample: np.ndarray
+    capacitance: np.ndarray
+    power_w: np.ndarray
+    gain: np.ndarray
+    bandwidth_share: np.ndarray
+
+
+def path_gain(distance_m: np.ndarray, shadowing_db: np.ndarray) -> np.ndarray:
+    """Channel power gain at path loss 128.1 + 37.6 log10(d / km) dB plus shadowing."""
+    return 10 ** (-(128.1 + 37.6 * np.log10(np.asarray(distance_m) / 1000) + shadowing_db) / 10)
+
+
+def draw_fleet(config: FleetConfig, clients: int, seed: int) -> Fleet:
+    """Draw ``clients`` devices by the key (seed, "fleet"); tier sizes follow ``fraction`` by largest remainders."""
+    rng = numpy_generator(seed, "fleet")
+    shares = np.array([tier.fraction for tier in config.tiers])
+    ideal = shares / shares.sum() * clients
+    sizes = np.floor(ideal).astype(np.int64)
+    sizes[np.argsort(sizes - ideal, kind="stable")[: clients - sizes.sum()]] += 1
+    tier_of = rng.permutation(np.repeat(np.arange(len(sizes), dtype=np.int16), sizes))
+    columns = {name: np.empty(clients) for name in Fleet.__dataclass_fields__ if name != "tier"}
+    for number, tier in enumerate(config.tiers):
+        rows = tier_of == number
+        drawn = _draw_tier(tier, int(rows.sum()), rng)
+        for name, values in drawn.items():
+            columns[name][rows] = values
+    return Fleet(tier_of, **columns)
+
+
+def _draw_tier(tier: TierConfig, count: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def draw(value: Range) -> np.ndarray:
+        return rng.uniform(value[0], value[1], count) if isinstance(value, list) else np.full(count, value)
+
+    low, high = tier.distance_m if isinstance(tier.distance_m, list) else (tier.distance_m, tier.distance_m)
+    distance = np.sqrt(rng.uniform(low**2, high**2, count))  # uniform in area
+    return {
+        "frequency_hz": draw(tier.frequency_hz),
+        "cycles_per_sample": draw(tier.cycles_per_sample),
+        "capacitance": draw(tier.capacitance),
+        "power_w": draw(tier.power_w),
+        "gain": path_gain(distance, rng.normal(0, tier.shadowing_db, count)),
+        "bandwidth_share": np.full(count, tier.bandwidth),
+    }

@@ -1,0 +1,44 @@
+"""Errors: one root, few leaves. Each message names the setting, its value and the way out."""
+
+__all__ = [
+    "ClientError",
+    "DataMissingError",
+    "FlRayError",
+    "OutputError",
+    "PlacementError",
+    "SettingError",
+]
+
+
+class FlRayError(Exception):
+    """Root of all errors that fl_ray raises on purpose; ``exit_code`` is what the command line returns for it."""
+
+    exit_code = 1
+
+
+class SettingError(FlRayError, ValueError):
+    """A setting of the recipe or the command line can't be used."""
+
+    exit_code = 2
+
+
+class DataMissingError(FlRayError, FileNotFoundError):
+    """A data set's files are not where they were looked for."""
+
+    exit_code = 2
+
+
+class OutputError(FlRayError, OSError):
+    """The output folder is in use, or can't be written."""
+
+    exit_code = 2
+
+
+class PlacementError(FlRayError, RuntimeError):
+    """Ray can't place what the run asks for."""
+
+    exit_code = 2
+
+
+class ClientError(FlRayError, RuntimeError):
+    """Training failed inside a client; the message names client, round and stage."""

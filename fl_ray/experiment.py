@@ -1,0 +1,276 @@
+"""One run from a resolved recipe to its folder: data, fleet, method, rounds, summary, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fl_ray import checkpoint
+from fl_ray.config import RunConfig
+from fl_ray.context import RunContext
+from fl_ray.data.parts import FederatedData, prepare
+from fl_ray.data.statistics import emd, label_entropy
+from fl_ray.devices.cost import Ledger
+from fl_ray.devices.fleet import draw_fleet
+from fl_ray.errors import SettingError
+from fl_ray.methods.base import Method
+from fl_ray.model import ImageShape, WeightLayout, build_module, initial_weights
+from fl_ray.progress import Progress
+from fl_ray.recipes import build
+from fl_ray.run_folder import RunFolder, write_json
+from fl_ray.runtime.base import Runtime
+from fl_ray.runtime.host import Evaluation, Job, JobData
+from fl_ray.server import RoundReport, checkpoint_of, rounds
+from fl_ray.summary import outcome
+from fl_ray.synthesis import Synthesis
+from fl_ray.tracking import Tracker
+
+__all__ = ["Experiment", "open_runtime"]
+
+TIMELINE_ROUNDS = 5
+TIMELINE_CLIENTS = 40
+SAMPLE_COLUMNS = 8
+
+
+def open_runtime(config: RunConfig) -> Runtime:
+    """The backend that ``runtime.backend`` names; a context manager, used by one run after another."""
+    if config.runtime.backend == "in_process":
+        from fl_ray.runtime.in_process import InProcessRuntime
+
+        return InProcessRuntime()
+    from fl_ray.runtime.ray_backend import RayRuntime
+
+    return RayRuntime(config.runtime, config.ray)
+
+
+class Experiment:
+    """One run.
+
+    Args:
+        config: resolved recipe.
+        folder: an empty folder, or with ``resume`` that of an interrupted run.
+        runtime: an open backend.
+        label: of the run within a comparison; default: the recipe's name.
+        tags: more MLflow tags.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        runtime: Runtime,
+        progress: Progress | None = None,
+        label: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        resume: bool = False,
+    ) -> None:
+        self.config, self.folder, self.runtime = config, RunFolder(folder), runtime
+        self.progress = progress or Progress(enabled=False)
+        self.label, self.tags, self.resume = label or config.name, dict(tags or {}), resume
+        self.tracker: Tracker | None = None
+        self._left_out = 0
+        self._weights = np.empty(0, dtype=np.float32)
+        self._started = time.perf_counter()
+
+    def run(self) -> dict[str, Any]:
+        """Do it all; the summary. Whatever happens, the folder is left usable, with the status in its summary."""
+        self.method: Method = build("method", self.config.method)
+        if self.method.uses_generator and self.config.generator is None:
+            raise SettingError(f"method {self.config.method.name} needs a generator; add a generator section")
+        data = self.data = prepare(self.config.data, self.config.seed)
+        if not self.resume:
+            self.folder.write_config(self.config)
+            self._write_partition(data)
+        context = self._context(data)
+        status = "failed"
+        try:
+            self._begin_tracking(data)
+            self._train(context)
+            self._finish(context)
+            status = "finished"
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        finally:
+            self.progress.stop()
+            if context.synthesis is not None:
+                context.synthesis.close()
+            summary = self._leave(context, status)
+        return summary
+
+    def _context(self, data: FederatedData) -> RunContext:
+        config = self.config
+        fleet = draw_fleet(config.fleet, config.data.clients, config.seed)
+        shape = ImageShape.of(data.source)
+        layout = WeightLayout(build_module(config.model, shape, config.training))
+        on_ray = config.runtime.backend == "ray"
+        synthesis = None
+        if self.method.uses_generator:
+            synthesis = Synthesis(config.generator, data, self.progress, on_ray, config.runtime.threads)
+            # Before the clients' actors start, so that training the generator has the machine to itself.
+            synthesis.prepare()
+        job = Job(config.model, shape, config.training, config.seed, config.rounds, config.runtime.threads)
+        arrays = JobData(data.images, data.labels, data.partition, data.held_out, data.test_images, data.test_labels)
+        context = RunContext(config, data, fleet, self.runtime, layout.is_parameter, self.progress, synthesis)
+        with context.phases.phase("start"):
+            self.runtime.open(job, arrays, config.fleet, fleet.tier, config.cohort_size)
+        self._weights = initial_weights(config.model, shape, config.training, config.seed)
+        return context
+
+    def _begin_tracking(self, data: FederatedData) -> None:
+        if not self.config.tracking.enabled:
+            return
+        known = self.folder / "tracking.txt"
+        run_id = known.read_text(encoding="utf-8") if self.resume and known.exists() else None
+        self.tracker = Tracker(self.config, f"{self.label}-seed{self.config.seed}", self.tags, run_id)
+        known.write_text(self.tracker.run_id, encoding="utf-8")
+        if run_id is None:
+            self.tracker.inputs(data, self.config.data.name)
+
+    def _train(self, context: RunContext) -> None:
+        done = 0
+        found = checkpoint.latest(self.folder / "checkpoints") if self.resume else None
+        if found is not None:
+            done, self._weights, self._left_out = found.rounds_done, found.weights, found.left_out
+            context.ledger = Ledger(**found.ledger)
+            self.method.load_state(found.method)
+            self.progress.message(f"going on after round {done}")
+        self.folder.start_history(keep_rounds=done)
+        self.method.setup(context)
+        timeline: list[dict[str, Any]] = []
+        every, state = self.config.checkpoint.every, None
+        try:
+            for report in rounds(context, self.method, self._weights, done):
+                self._weights = report.weights
+                self._left_out += len(report.result.left_out)
+                with context.phases.phase("log"):
+                    self._log(report, timeline)
+                    # Taken now: an interrupt comes in the middle of the next round, when the method has moved on.
+                    state = checkpoint_of(report, context, self.method, self._left_out)
+                    if every and report.row["round"] % every == 0:
+                        checkpoint.save(self.folder / "checkpoints", state)
+        except KeyboardInterrupt:
+            if every and state is not None:
+                checkpoint.save(self.folder / "checkpoints", state)
+            raise
+
+    def _log(self, report: RoundReport, timeline: list[dict[str, Any]]) -> None:
+        self.folder.add_history(report.row)
+        if self.tracker is not None:
+            self.tracker.round(report.row)
+        for record in report.result.left_out:
+            self.progress.message(
+                f"round {report.row['round']}: client {record.client} is left out of the average: {record.left_out}"
+            )
+        if report.cost is not None and report.row["round"] <= TIMELINE_ROUNDS:
+            shown = slice(0, TIMELINE_CLIENTS)
+            parts = {name: values[shown] for name, values in asdict(report.cost).items() if name.startswith("t_")}
+            entry = {"round": report.row["round"], "start_s": report.started_virtual_s}
+            timeline.append({**entry, "clients": report.cohort[shown], **parts})
+            write_json(self.folder / "timeline.json", timeline)
+        self.progress.round(report.row, self.config.rounds)
+
+    def _write_partition(self, data: FederatedData) -> None:
+        content = {
+            "digest": data.partition.digest(),
+            "classes": data.source.classes,
+            "clients": len(data.partition),
+            "mean_entropy_bits": float(label_entropy(data.counts).mean()),
+            "mean_emd": float(emd(data.counts).mean()),
+            "counts": data.counts[:200],
+        }
+        write_json(self.folder / "partition.json", content)
+
+    def _finish(self, context: RunContext) -> None:
+        from safetensors.torch import save_file
+
+        module = build_module(self.config.model, ImageShape.of(context.data.source), self.config.training)
+        layout = WeightLayout(module)
+        tensors: dict[str, torch.Tensor] = {}
+        for prefix, weights in self.method.models(self._weights).items():
+            tensors |= {f"{prefix}{name}": tensor for name, tensor in layout.named(weights).items()}
+        save_file(tensors, self.folder / "model.safetensors", {"format": "pt"})
+        if context.data.held_out.indices.size:
+            found = [entry for entry in self.runtime.evaluate_clients(self._weights) if entry is not None]
+            context.notes["client_accuracy"] = _client_accuracy(found)
+        if context.synthesis is not None:
+            self._write_samples(context)
+
+    def _write_samples(self, context: RunContext) -> None:
+        from fl_ray.report.figures import samples_png
+
+        data, columns = context.data, SAMPLE_COLUMNS
+        made, _ = context.synthesis.images(np.full(data.num_classes, columns), self.config.seed)
+        synthetic = made.reshape(data.num_classes, columns, *made.shape[1:])
+        real = np.full_like(synthetic, 255)
+        for label in range(data.num_classes):
+            own = data.public_images[data.public_labels == label][:columns]
+            real[label, : len(own)] = own
+        (self.folder / "samples.png").write_bytes(samples_png(real, synthetic, data.source.classes))
+
+    def _leave(self, context: RunContext, status: str) -> dict[str, Any]:
+        from fl_ray.report.run_report import run_report
+
+        config = self.config
+        wall = {name: context.phases.seconds.get(name, 0.0) for name in _PHASES}
+        summary = {
+            "name": config.name,
+            "label": self.label,
+            "method": config.method.name,
+            "data": config.data.name,
+            "seed": config.seed,
+            "status": status,
+            **outcome(self.folder.history(), config.targets),
+            "updates_left_out": self._left_out,
+            "partition": context.data.partition.digest(),
+            "parameters": int(context.is_parameter.sum()),
+            "wall_s": wall,
+            "wall_total_s": time.perf_counter() - self._started,
+            "peak_memory_mb": self.runtime.memory_mb() if status == "finished" else {},
+            "synthesis": context.synthesis.report() if context.synthesis is not None else None,
+            **context.notes,
+        }
+        write_json(self.folder / "summary.json", summary)
+        report = run_report(self.folder)
+        if self.tracker is not None:
+            self._end_tracking(summary, status, [self.folder / "summary.json", self.folder / "config.yaml", report])
+        return summary
+
+    def _end_tracking(self, summary: dict[str, Any], status: str, files: list[Path]) -> None:
+        mlflow_status = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}[status]
+        metrics = {name: summary[name] for name in ("final_accuracy", "best_accuracy") if summary[name] is not None}
+        for target, hit in summary["targets"].items():
+            if hit is not None:
+                metrics |= {f"{name}_to_{target}": value for name, value in hit.items()}
+        files += sorted((self.folder / "figures").glob("*.svg"))
+        files += [path for path in (self.folder / "samples.png", self.folder / "model.safetensors") if path.exists()]
+        whole = status == "finished" and set(self.method.models(self._weights)) == {""}
+        self.tracker.finish(mlflow_status, metrics, files, self._log_model if whole else None)
+        if self.tracker.error is not None:
+            self.progress.message(
+                f"MLflow did not take everything ({self.tracker.error}); the run's folder is complete"
+            )
+
+    def _log_model(self) -> None:
+        """The model as MLflow keeps it: exported by torch, so that loading it unpickles nothing of ours."""
+        from fl_ray.tracking import log_model
+
+        shape = ImageShape.of(self.data.source)
+        module = build_module(self.config.model, shape, self.config.training)
+        WeightLayout(module).write(torch.from_numpy(self._weights))
+        log_model(module, shape.normalise(self.data.test_images[:2], torch.device("cpu")).numpy())
+
+
+_PHASES = ("start", "synthesis", "dispatch", "train", "aggregate", "evaluate", "log")
+
+
+def _client_accuracy(found: list[Evaluation]) -> dict[str, float]:
+    accuracies = np.sort([entry.accuracy for entry in found])
+    worst = accuracies[: max(1, len(accuracies) // 10)]
+    return {"clients": len(found), "mean": float(accuracies.mean()), "worst_decile": float(worst.mean())}

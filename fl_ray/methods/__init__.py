@@ -1,0 +1,1 @@
+"""Methods: one file each, which reads like its paper."""

@@ -1,0 +1,79 @@
+"""What a method is: the stages that the one round loop (``fl_ray.server``) calls. Constructor arguments are settings."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import numpy as np
+
+from fl_ray.context import RunContext
+from fl_ray.randomness import numpy_generator
+from fl_ray.runtime.base import RoundResult
+from fl_ray.runtime.host import Evaluation, Task
+
+__all__ = ["Method"]
+
+
+class Method(ABC):
+    """Base of all methods. Rounds count from 0 here; weights are flat float32 vectors [size].
+
+    Attributes:
+        needs: ``sum``: the shares' weighted average of updates is enough, and memory does not grow with the cohort;
+            ``individual``: ``RoundResult.weights`` holds every client's weights.
+        uses_generator: the recipe needs a ``generator``.
+        trains_clients: clients train in this method's rounds.
+        exchanges_weights: clients receive and send the model each round.
+    """
+
+    needs: Literal["sum", "individual"] = "sum"
+    uses_generator: bool = False
+    trains_clients: bool = True
+    exchanges_weights: bool = True
+
+    def setup(self, run: RunContext) -> None:
+        """Once, before round 0."""
+
+    def cohort(self, run: RunContext, round_number: int) -> np.ndarray:
+        """The clients of a round, in ascending order: uniform, without replacement."""
+        rng = numpy_generator(run.config.seed, "cohort", round_number)
+        chosen = rng.choice(run.config.data.clients, run.config.cohort_size, replace=False, shuffle=False)
+        return np.sort(chosen)
+
+    def tasks(self, run: RunContext, round_number: int, cohort: np.ndarray) -> list[Task]:
+        """Each client's share of the average: its part of the cohort's samples."""
+        sizes = run.data.partition.sizes[cohort]
+        return [Task(int(client), float(share)) for client, share in zip(cohort, sizes / sizes.sum(), strict=True)]
+
+    def before_training(self, run: RunContext, round_number: int, weights: np.ndarray, cohort: np.ndarray) -> None:
+        """Begin what the server does while the clients train."""
+
+    def after_training(self, run: RunContext) -> None:
+        """Wait for what ``before_training`` began; counts as training time."""
+
+    @abstractmethod
+    def aggregate(self, run: RunContext, round_number: int, weights: np.ndarray, result: RoundResult) -> np.ndarray:
+        """The next global weights."""
+
+    def server_samples(self, run: RunContext, round_number: int) -> int:
+        """Samples times epochs that the server trained on in this round (for the virtual clock)."""
+        return 0
+
+    def train_loss(self, result: RoundResult) -> float:
+        """The round's training loss in the history."""
+        return result.train_loss
+
+    def evaluate(self, run: RunContext, weights: np.ndarray) -> Evaluation:
+        """The method's model (or models) on the global test images."""
+        return run.runtime.evaluate([weights])[0]
+
+    def models(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """What model.safetensors holds: flat weights by prefix of the tensors' names."""
+        return {"": weights}
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What a checkpoint must hold beside the weights."""
+        return {}
+
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
+        """Take back what ``state`` gave."""

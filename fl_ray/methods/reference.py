@@ -1,0 +1,107 @@
+"""The reference rows that stand beside every method: clients alone, pooled client data, the public images alone."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import numpy as np
+
+from fl_ray.context import RunContext
+from fl_ray.errors import SettingError
+from fl_ray.methods.base import Method
+from fl_ray.runtime.base import Pending, RoundResult
+from fl_ray.runtime.host import Evaluation, Task
+
+__all__ = ["Centralised", "LocalOnly", "PublicOnly"]
+
+
+class LocalOnly(Method):
+    """Every client trains its own model in every round and exchanges nothing; the accuracy is the mean over clients."""
+
+    needs = "individual"
+    exchanges_weights = False
+
+    def __init__(self) -> None:
+        self._own: dict[int, np.ndarray] = {}
+
+    def cohort(self, run: RunContext, round_number: int) -> np.ndarray:
+        return np.arange(run.config.data.clients)
+
+    def tasks(self, run: RunContext, round_number: int, cohort: np.ndarray) -> list[Task]:
+        return [Task(int(client), 1 / len(cohort), self._own.get(int(client))) for client in cohort]
+
+    def aggregate(self, run: RunContext, round_number: int, weights: np.ndarray, result: RoundResult) -> np.ndarray:
+        self._own.update(result.weights)
+        return weights
+
+    def evaluate(self, run: RunContext, weights: np.ndarray) -> Evaluation:
+        found = run.runtime.evaluate([self._own.get(client, weights) for client in range(run.config.data.clients)])
+        return Evaluation(
+            sum(evaluation.correct for evaluation in found),
+            sum(evaluation.loss_sum for evaluation in found),
+            sum(evaluation.count for evaluation in found),
+        )
+
+    def models(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        return {f"client_{client:04d}.": own for client, own in sorted(self._own.items())}
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {str(client): own for client, own in self._own.items()}
+
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
+        self._own = {int(client): own for client, own in state.items()}
+
+
+class _ServerOnly(Method):
+    """One model that the server trains by itself on fixed images, ``training.local_epochs`` epochs a round."""
+
+    trains_clients = False
+    exchanges_weights = False
+
+    def __init__(self) -> None:
+        self._pending: Pending | None = None
+        self._loss = float("nan")
+
+    @abstractmethod
+    def rows(self, run: RunContext) -> np.ndarray:
+        """The images it may use, as rows of ``run.data.images``."""
+
+    def setup(self, run: RunContext) -> None:
+        rows = self.rows(run)
+        self._count = len(rows)
+        self._images = run.runtime.put(run.data.images[rows], run.data.labels[rows])
+
+    def before_training(self, run: RunContext, round_number: int, weights: np.ndarray, cohort: np.ndarray) -> None:
+        epochs = run.config.training.local_epochs
+        self._pending = run.runtime.train_on_server(self._images, weights, round_number, epochs)
+
+    def after_training(self, run: RunContext) -> None:
+        self._trained, self._loss = self._pending.result()
+
+    def aggregate(self, run: RunContext, round_number: int, weights: np.ndarray, result: RoundResult) -> np.ndarray:
+        return self._trained
+
+    def server_samples(self, run: RunContext, round_number: int) -> int:
+        return self._count * run.config.training.local_epochs
+
+    def train_loss(self, result: RoundResult) -> float:
+        return self._loss
+
+
+class Centralised(_ServerOnly):
+    """One model on all clients' training images pooled: the ceiling. Each round is a pass over all of them."""
+
+    def rows(self, run: RunContext) -> np.ndarray:
+        return np.sort(run.data.partition.indices)
+
+
+class PublicOnly(_ServerOnly):
+    """The same model on exactly the public real images that the generator saw.
+
+    Without this row a table flatters synthesis: what synthetic images bring, the real ones behind them may bring, too.
+    """
+
+    def rows(self, run: RunContext) -> np.ndarray:
+        if len(run.data.public) == 0:
+            raise SettingError("public_only: data.public_fraction is 0, so there are no public images; raise it")
+        return run.data.public

@@ -1,0 +1,319 @@
+"""Recipes: YAML files with settings, and overrides by dotted name, made into a checked ``RunConfig`` and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fl_ray import config as cfg
+from fl_ray.errors import SettingError
+from fl_ray.registry import nearest, resolve_name
+
+__all__ = [
+    "INJECTED",
+    "apply_overrides",
+    "build",
+    "compare_entries",
+    "load_recipe",
+    "make_config",
+    "to_dict",
+]
+
+# Arguments that fl_ray hands to a component itself; they are no settings of a recipe.
+INJECTED: dict[str, frozenset[str]] = {
+    "data": frozenset({"root", "download"}),
+    "model": frozenset({"in_channels", "image_size", "num_classes", "optimizer"}),
+    "method": frozenset(),
+    "partition": frozenset(),
+    "generator": frozenset(),
+}
+TOP_LEVEL = tuple(field.name for field in dataclasses.fields(cfg.RunConfig))
+_PLAIN_SECTIONS = {
+    "training": cfg.TrainingConfig,
+    "fleet": cfg.FleetConfig,
+    "runtime": cfg.RuntimeConfig,
+    "ray": cfg.RayConfig,
+    "tracking": cfg.TrackingConfig,
+    "checkpoint": cfg.CheckpointConfig,
+}
+
+
+def load_recipe(path: str | Path) -> dict[str, Any]:
+    """The settings in a YAML file, not yet checked.
+
+    Raises:
+        SettingError: no such file, not YAML, or not a mapping.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingError(f"recipe {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise SettingError(f"recipe {path}: not a text file in UTF-8") from error
+    except yaml.YAMLError as error:
+        raise SettingError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise SettingError(f"recipe {path} holds {type(content).__name__}, but a recipe is a mapping of settings")
+    content.pop("environment", None)  # a run's config.yaml is a recipe, too; that part says what ran it
+    content.setdefault("name", path.stem)
+    return content
+
+
+def apply_overrides(recipe: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe with settings replaced by dotted name (``data.partition.alpha``), as a new mapping.
+
+    A section whose ``name`` changes keeps of its old settings those that the new component has too: overriding
+    ``method.name`` alone is then enough.
+    """
+    result = _copy(dict(recipe))
+    flat = dict(_flatten(overrides))
+    for key in sorted(flat, key=lambda key: not key.endswith("name")):  # names first: they may clear a section
+        *path, last = key.split(".")
+        section = result
+        for depth, part in enumerate(path):
+            if section.get(part) is None:
+                section[part] = {}
+            section = section[part]
+            if not isinstance(section, dict):
+                inner = ".".join(path[: depth + 1])
+                raise SettingError(f"--{key}: {inner} is {section!r}, which has no settings inside")
+        if last == "name" and path and path[-1] in INJECTED and section.get("name") not in (None, flat[key]):
+            _keep_common(path[-1], section, str(flat[key]))
+        section[last] = flat[key]
+    return result
+
+
+def _keep_common(kind: str, section: dict[str, Any], new_name: str) -> None:
+    known = _parameters(resolve_name(kind, new_name)) - INJECTED[kind] | _own_keys(kind)
+    for key in set(section) - known:
+        del section[key]
+
+
+def _own_keys(kind: str) -> set[str]:
+    if kind == "data":
+        return {f.name for f in dataclasses.fields(cfg.DataConfig)} - {"settings"}
+    if kind == "generator":
+        return {f.name for f in dataclasses.fields(cfg.GeneratorConfig)} - {"settings"}
+    return {"name"}
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    return [_copy(item) for item in value] if isinstance(value, list) else value
+
+
+def _flatten(overrides: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in overrides.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def compare_entries(recipe: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """(label, overrides) of each item of the recipe's ``compare`` list.
+
+    Raises:
+        SettingError: an item is no mapping, or labels are missing or double.
+    """
+    entries: list[tuple[str, dict[str, Any]]] = []
+    for item in recipe.get("compare") or []:
+        if not isinstance(item, Mapping) or not isinstance(item.get("label"), str):
+            raise SettingError(f"compare: {item!r} needs a 'label' and settings, as {{label: a, method.name: fedavg}}")
+        entries.append((item["label"], {key: value for key, value in item.items() if key != "label"}))
+    labels = [label for label, _ in entries]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise SettingError(f"compare: the label {label!r} stands twice")
+    return entries
+
+
+def make_config(recipe: Mapping[str, Any]) -> cfg.RunConfig:
+    """Check a recipe and fill in every default.
+
+    Raises:
+        SettingError: an unknown setting (the nearest right name is offered), a wrong type or a value out of range.
+    """
+    _refuse_unknown("recipe", recipe, TOP_LEVEL)
+    values = {key: value for key, value in recipe.items() if value is not None}
+    compare_entries(values)
+    top: dict[str, Any] = {}
+    for key, value in values.items():
+        if key in _PLAIN_SECTIONS:
+            top[key] = _plain(key, _PLAIN_SECTIONS[key], _mapping(key, value))
+        elif key in ("model", "method"):
+            top[key] = _component(key, _mapping(key, value))
+        elif key == "data":
+            top[key] = _data(_mapping(key, value))
+        elif key == "generator":
+            top[key] = _generator(_mapping(key, value))
+    for key in ("model", "method"):  # the default components have default settings to fill in, too
+        top.setdefault(key, _component(key, {"name": getattr(cfg.RunConfig(), key).name}))
+    top.setdefault("data", _data({}))
+    scalars = {key: value for key, value in values.items() if key not in top}
+    return _plain("", _Scalars, scalars).fill(top)
+
+
+@dataclasses.dataclass
+class _Scalars:
+    """The top level's settings that are no sections, with their types for the check."""
+
+    name: str = "run"
+    rounds: int = 10
+    clients_per_round: int | None = None
+    evaluate_every: int = 1
+    seed: int = 0
+    compare: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    targets: list[float] = dataclasses.field(default_factory=list)
+
+    def fill(self, sections: dict[str, Any]) -> cfg.RunConfig:
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return cfg.RunConfig(**own, **sections)
+
+
+def _mapping(key: str, value: Any) -> dict[str, Any]:
+    if isinstance(value, str) and key in ("model", "method", "data", "generator", "data.partition"):
+        return {"name": value}
+    if not isinstance(value, Mapping):
+        raise SettingError(f"{key} is {value!r}, but it must be a mapping of settings")
+    return dict(value)
+
+
+def _data(values: dict[str, Any]) -> cfg.DataConfig:
+    own = _own_keys("data")
+    partition = _component("partition", _mapping("data.partition", values.pop("partition", None) or "iid"))
+    name = values.get("name", cfg.DataConfig.name)
+    loader = resolve_name("data", name)
+    settings = {key: value for key, value in values.items() if key not in own}
+    settings = _checked("data", loader, settings, INJECTED["data"], own)
+    common = _plain("data", cfg.DataConfig, {key: value for key, value in values.items() if key in own})
+    return dataclasses.replace(common, settings=settings, partition=partition)
+
+
+def _generator(values: dict[str, Any]) -> cfg.GeneratorConfig:
+    own = _own_keys("generator")
+    target = resolve_name("generator", values.get("name", cfg.GeneratorConfig.name))
+    settings = {key: value for key, value in values.items() if key not in own}
+    settings = _checked("generator", target, settings, INJECTED["generator"], own)
+    common = _plain("generator", cfg.GeneratorConfig, {key: value for key, value in values.items() if key in own})
+    return dataclasses.replace(common, settings=settings)
+
+
+def _component(kind: str, values: dict[str, Any]) -> cfg.Component:
+    name = values.pop("name", None)
+    if not isinstance(name, str):
+        raise SettingError(f"{kind}.name is missing.{nearest('', [])}" if name is None else f"{kind}.name: {name!r}")
+    label = "data.partition" if kind == "partition" else kind
+    return cfg.Component(name, _checked(label, resolve_name(kind, name), values, INJECTED[kind]))
+
+
+def build(kind: str, component: cfg.Component, **injected: Any) -> Any:
+    """Construct a component; ``injected`` arguments that its constructor doesn't take are left out.
+
+    Raises:
+        SettingError: the constructor refuses the settings with a ValueError.
+    """
+    target = resolve_name(kind, component.name)
+    known = _parameters(target)
+    arguments = {key: value for key, value in injected.items() if key in known}
+    try:
+        return target(**component.settings, **arguments)
+    except SettingError:
+        raise
+    except ValueError as error:
+        label = "data.partition" if kind == "partition" else kind
+        raise SettingError(f"{label} {component.name}: {error}") from error
+
+
+def _parameters(target: Callable[..., Any]) -> set[str]:
+    return set(inspect.signature(target).parameters)
+
+
+def _refuse_unknown(label: str, values: Collection[str], known: Iterable[str]) -> None:
+    known = list(known)
+    for key in values:
+        if key not in known:
+            raise SettingError(f"{label}: unknown setting {str(key)!r}.{nearest(str(key), known)}")
+
+
+def _plain(label: str, kind: type, values: dict[str, Any]) -> Any:
+    """An instance of the dataclass ``kind``; nested dataclasses and lists of them are checked too."""
+    _refuse_nested(label or "recipe", kind, values)
+    parser, key = _parser(), label or "recipe"
+    parser.add_argument(f"--{key}", type=kind)
+    parsed = _parse(parser, {key: values})
+    return parser.instantiate(parsed)[key]
+
+
+def _refuse_nested(label: str, kind: type, values: dict[str, Any]) -> None:
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    _refuse_unknown(label, values, fields)
+    if kind is cfg.FleetConfig:
+        for tier in values.get("tiers") or []:
+            _refuse_nested("fleet.tiers", cfg.TierConfig, _mapping("fleet.tiers", tier))
+    if kind is cfg.GeneratorConfig and values.get("pool"):
+        _refuse_nested("generator.pool", cfg.PoolConfig, _mapping("generator.pool", values["pool"]))
+
+
+def _checked(
+    label: str,
+    target: Callable[..., Any],
+    values: dict[str, Any],
+    injected: Collection[str],
+    beside: Iterable[str] = (),
+) -> dict[str, Any]:
+    """The settings with types checked and defaults filled in, for a call of ``target``."""
+    parameters = inspect.signature(target).parameters
+    known = [name for name in parameters if name not in injected]
+    _refuse_unknown(label, values, [*known, *beside, "name"])
+    if not known:
+        return {}
+    parser = _parser()
+    add = parser.add_class_arguments if inspect.isclass(target) else parser.add_function_arguments
+    add(target, "settings", skip=set(injected) & set(parameters), fail_untyped=False)
+    parsed = _parse(parser, {"settings": values}, label)
+    return parsed["settings"].as_dict()
+
+
+def _parser() -> Any:
+    from jsonargparse import ArgumentParser
+
+    return ArgumentParser(exit_on_error=False)
+
+
+def _parse(parser: Any, values: dict[str, Any], label: str | None = None) -> Any:
+    from argparse import ArgumentError
+
+    try:
+        return parser.parse_object(values)
+    except (ArgumentError, TypeError) as error:
+        message = " ".join(str(error).split())
+        message = re.sub(r'^Parser key "([^"]*)":', lambda match: match[1] + ":", message)
+        message = message.removeprefix("recipe.")
+        if label is not None:
+            message = re.sub(r"^settings", label, message).replace("settings.", f"{label}.")
+        raise SettingError(message) from error
+
+
+def to_dict(config: cfg.RunConfig) -> dict[str, Any]:
+    """The resolved recipe as plain mappings, in the form of a recipe file: ``make_config`` takes it back."""
+    plain = dataclasses.asdict(config)
+    for key in ("model", "method", "generator"):
+        if plain[key] is not None:
+            plain[key] = _flat_component(plain[key])
+    plain["data"]["partition"] = _flat_component(plain["data"]["partition"])
+    plain["data"] = _flat_component(plain["data"])
+    return plain
+
+
+def _flat_component(values: dict[str, Any]) -> dict[str, Any]:
+    settings = values.pop("settings")
+    return {"name": values.pop("name"), **settings, **values}

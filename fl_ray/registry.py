@@ -1,0 +1,106 @@
+"""What a recipe's ``name`` may say: registered names, or ``package.module:Class`` of the user's own."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from fl_ray.errors import SettingError
+
+__all__ = ["REGISTRY", "Entry", "nearest", "resolve_name"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a registered component is (``module:attribute``, imported when used) and what it is, in one line."""
+
+    target: str
+    summary: str
+
+
+_DATA, _PARTS, _NETS = "fl_ray.data.datasets", "fl_ray.data.partitioners", "lightning_modules.networks"
+
+REGISTRY: dict[str, dict[str, Entry]] = {
+    "method": {
+        "fedavg": Entry(
+            "fl_ray.methods.fedavg:FedAvg", "size-weighted average of the clients' updates, FedOpt servers"
+        ),
+        "genfl": Entry(
+            "fl_ray.methods.genfl:GenFL", "fedavg joined by a server-side model trained on synthetic images"
+        ),
+        "local_only": Entry("fl_ray.methods.reference:LocalOnly", "every client by itself; mean over clients' models"),
+        "centralised": Entry(
+            "fl_ray.methods.reference:Centralised", "one model on the pooled client data: the ceiling"
+        ),
+        "public_only": Entry("fl_ray.methods.reference:PublicOnly", "one model on the public images the generator saw"),
+    },
+    "data": {
+        "digits": Entry(f"{_DATA}:digits", "scikit-learn's 1,797 digits, 8x8 grey, embedded"),
+        "mnist": Entry(f"{_DATA}:mnist", "MNIST, 28x28 grey, 10 classes"),
+        "fashion_mnist": Entry(f"{_DATA}:fashion_mnist", "Fashion-MNIST, 28x28 grey, 10 classes"),
+        "cifar10": Entry(f"{_DATA}:cifar10", "CIFAR-10, 32x32 RGB, 10 classes"),
+        "cifar100": Entry(f"{_DATA}:cifar100", "CIFAR-100, 32x32 RGB, 100 classes"),
+        "gtsrb": Entry(f"{_DATA}:gtsrb", "German traffic signs resized to 32x32 RGB, 43 classes"),
+        "image_folder": Entry(f"{_DATA}:image_folder", "root/<domain>/[<split>/]<class>/*, several domains"),
+    },
+    "partition": {
+        "iid": Entry(f"{_PARTS}:IID", "shuffled, equal parts"),
+        "dirichlet": Entry(f"{_PARTS}:DirichletPerClass", "each class split over clients by Dir(alpha)"),
+        "dirichlet_client": Entry(f"{_PARTS}:DirichletPerClient", "each client's class mix drawn from Dir(alpha)"),
+        "shards": Entry(f"{_PARTS}:Shards", "sorted by class, k shards per client"),
+        "label_blocks": Entry(f"{_PARTS}:LabelBlocks", "client i owns a block of classes"),
+        "quantity": Entry(f"{_PARTS}:QuantitySkew", "same class mix, sizes from Dir(alpha)"),
+        "domain": Entry(f"{_PARTS}:DomainSkew", "every client's images come from one domain"),
+        "natural": Entry(f"{_PARTS}:Natural", "by the data set's own client ids"),
+    },
+    "model": {
+        "mlp": Entry(f"{_NETS}:MLP", "fully connected, ReLU"),
+        "small_cnn": Entry(f"{_NETS}:SmallCNN", "two convolutions and a hidden layer"),
+        "vgg9": Entry(f"{_NETS}:VGG9", "VGG-9, 3,491,530 parameters at 3x32x32 and 10 classes"),
+        "resnet18": Entry(f"{_NETS}:ResNet18", "ResNet-18 with a stem for 32x32"),
+        "exquisite_v1": Entry("lightning_modules.exquisite:ExquisiteNetV1", "ExquisiteNetV1 of TU Delft's GenFL"),
+    },
+    "generator": {
+        "diffusion": Entry(
+            "generators.diffusion:DiffusionGenerator", "class-conditional pixel diffusion (UNet2D, DDPM)"
+        ),
+    },
+}
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint that ends an error message: the nearest known word if one is near, and the whole list."""
+    known = sorted(set(known))
+    near = difflib.get_close_matches(word, known, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"{hint} Known: {', '.join(known) or 'none'}."
+
+
+def resolve_name(kind: str, name: str) -> Any:
+    """The class or function behind ``name``.
+
+    Args:
+        kind: a key of REGISTRY.
+        name: a registered name or ``package.module:Class``.
+
+    Raises:
+        SettingError: the name is not registered, or its module or attribute can't be imported.
+    """
+    entries = REGISTRY[kind]
+    if name in entries:
+        target = entries[name].target
+    elif ":" in name:
+        target = name
+    else:
+        own = " Your own goes as package.module:Class."
+        raise SettingError(f"{kind}: unknown name {name!r}.{nearest(name, entries)}{own}")
+    module_name, _, attribute = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except ImportError as error:
+        raise SettingError(f"{kind}.name {name!r}: can't import {module_name}: {error}") from error
+    except AttributeError as error:
+        raise SettingError(f"{kind}.name {name!r}: {module_name} has no {attribute!r}") from error

@@ -1,0 +1,1 @@
+"""Figures, tables and the self-contained HTML report, made from what runs left in their folders."""

@@ -1,0 +1,90 @@
+"""The report of a comparison: one table and figures over seeds, from the runs' folders alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fl_ray.comparison import rows_of_runs, write_comparison_csv
+from fl_ray.errors import OutputError
+from fl_ray.report import page as html
+from fl_ray.report.figures import accuracy_figure, save_svg
+from fl_ray.report.run_report import partition_section, samples_section
+from fl_ray.run_folder import RunFolder
+from fl_ray.summary import spread_text, target_key
+
+__all__ = ["comparison_report", "comparison_table"]
+
+Table = tuple[list[str], list[list[str]]]
+
+
+def comparison_table(rows: Sequence[dict[str, Any]], targets: Sequence[float]) -> Table:
+    """Columns and cells as a reader wants them."""
+    several = len({row["partitions"] for row in rows}) > 1
+    columns = ["run", "seeds", "final accuracy [%]", "best [%]"]
+    for target in targets:
+        percent = f"{target:.0%}"
+        columns += [f"rounds to {percent}", f"virtual time to {percent} [s]", f"energy to {percent} [J]"]
+    columns += ["sent up [MB]", "wall [s]"] + (["partitions"] if several else [])
+    cells = []
+    for row in rows:
+        line = [row["label"], str(row["runs"])]
+        line += [spread_text(row, "final_accuracy", 2, 100), spread_text(row, "best_accuracy", 2, 100)]
+        for target in targets:
+            key = target_key(target)
+            hits = row[f"reached_{key}"]
+            suffix = "" if hits == row["runs"] else f" ({hits} of {row['runs']})"
+            line.append(spread_text(row, f"rounds_to_{key}", 1) + suffix)
+            line += [spread_text(row, f"virtual_time_s_to_{key}", 1), spread_text(row, f"energy_j_to_{key}", 1)]
+        line += [spread_text(row, "bytes_up", 2, 1e-6), spread_text(row, "wall_total_s", 1)]
+        cells.append(line + ([row["partitions"]] if several else []))
+    return columns, cells
+
+
+def comparison_report(output: Path, folders: Sequence[RunFolder]) -> Table:
+    """Write comparison.csv, figures/accuracy.svg and report.html into ``output``; the table.
+
+    Raises:
+        OutputError: no folder holds a finished run.
+    """
+    rows, by_label = rows_of_runs(folders)
+    if not rows:
+        raise OutputError(f"{', '.join(str(folder.path) for folder in folders)}: no finished run to report on")
+    targets = next(iter(by_label.values()))[0].config().targets
+    write_comparison_csv(rows, output / "comparison.csv")
+    columns, cells = comparison_table(rows, targets)
+    histories = {label: [folder.history() for folder in members] for label, members in by_label.items()}
+    curves = save_svg(output, "accuracy", accuracy_figure(histories, targets))
+    first = next(iter(by_label.values()))[0]
+    with_images = next((f for members in by_label.values() for f in members if (f / "samples.png").exists()), None)
+    note = (
+        "Mean ± sample standard deviation over seeds. Rounds, time and energy to a target are means over the seeds that "
+        "reached it. Virtual time and energy are modelled, wall time is measured."
+    )
+    sections = [
+        html.section("Results", html.table(columns, cells), f'<p class="note">{note}</p>'),
+        html.section(
+            "Accuracy", html.figure(curves, "Test accuracy; shaded: one standard deviation. Dashed: the targets.")
+        ),
+        partition_section(first),
+        samples_section(with_images) if with_images is not None else "",
+        _links(output, by_label),
+    ]
+    summary = first.summary()
+    lead = f"{summary['data']}, {len(rows)} settings, seeds {rows[0]['seeds']}"
+    text = html.page(f"fl_ray: {summary['name']}", lead, [part for part in sections if part])
+    (output / "report.html").write_text(text, encoding="utf-8")
+    return columns, cells
+
+
+def _links(output: Path, by_label: dict[str, list[RunFolder]]) -> str:
+    rows = []
+    for label, members in by_label.items():
+        for folder in members:
+            summary = folder.summary()
+            accuracy = f"{100 * summary['final_accuracy']:.2f}"
+            inside = folder.path.resolve().is_relative_to(output.resolve())
+            place = folder.path.resolve().relative_to(output.resolve()) if inside else folder.path
+            rows.append([label, str(summary["seed"]), accuracy, f"{summary['wall_total_s']:.1f}", str(place)])
+    return html.section("Runs", html.table(["run", "seed", "final accuracy [%]", "wall [s]", "folder"], rows))

@@ -1,0 +1,108 @@
+"""The report of one run, from its folder alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from fl_ray.recipes import to_dict
+from fl_ray.report import page as html
+from fl_ray.report.figures import accuracy_figure, partition_figure, save_svg, timeline_figure
+from fl_ray.run_folder import RunFolder
+
+__all__ = ["partition_section", "run_report", "samples_section"]
+
+
+def run_report(folder: RunFolder) -> Path:
+    """Write report.html and figures/*.svg of a run's folder; the report's path."""
+    config, summary, history = folder.config(), folder.summary() or {}, folder.history()
+    sections = [_outcome(summary)]
+    curve = save_svg(folder.path, "accuracy", accuracy_figure({config.method.name: [history]}, config.targets))
+    caption = "Test accuracy against rounds, virtual time and the devices' energy. Dashed: the recipe's targets."
+    sections.append(html.section("Accuracy", html.figure(curve, caption)))
+    sections += [partition_section(folder), samples_section(folder), _timeline(folder), _wall(summary)]
+    settings = yaml.safe_dump(to_dict(config), sort_keys=False)
+    versions = yaml.safe_dump(folder.environment(), sort_keys=False)
+    sections.append(
+        html.section(
+            "Settings", html.definitions("resolved recipe", settings), html.definitions("what ran it", versions)
+        )
+    )
+    lead = f"{config.method.name} on {config.data.name}, {config.data.clients} clients, seed {config.seed}"
+    path = folder / "report.html"
+    path.write_text(html.page(f"fl_ray: {config.name}", lead, [part for part in sections if part]), encoding="utf-8")
+    return path
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.2f} %"
+
+
+def _outcome(summary: dict[str, Any]) -> str:
+    if not summary:
+        return html.section("Result", '<p class="note">The run has not come to its end.</p>')
+    rows = [
+        ["status", summary["status"]],
+        ["final accuracy", _percent(summary["final_accuracy"])],
+        ["best accuracy", _percent(summary["best_accuracy"])],
+        ["rounds", str(summary["rounds"])],
+        ["virtual time", f"{summary['virtual_time_s']:,.1f} s"],
+        ["energy of all devices", f"{summary['energy_j']:,.1f} J"],
+        ["sent up / down", f"{summary['bytes_up'] / 1e6:,.2f} / {summary['bytes_down'] / 1e6:,.2f} MB"],
+        ["updates left out", str(summary["updates_left_out"])],
+    ]
+    for target, hit in summary["targets"].items():
+        reached = "not reached"
+        if hit is not None:
+            reached = f"round {hit['rounds']}, {hit['virtual_time_s']:,.1f} s, {hit['energy_j']:,.1f} J"
+        rows.append([f"accuracy {float(target):.0%}", reached])
+    if summary.get("client_accuracy"):
+        found = summary["client_accuracy"]
+        spread = f"{_percent(found['mean'])}, worst tenth {_percent(found['worst_decile'])}"
+        rows.append([f"mean accuracy on {found['clients']} clients' own held-out images", spread])
+    return html.section("Result", html.table(["", "value"], rows))
+
+
+def partition_section(folder: RunFolder) -> str:
+    """The bubble figure with its entropy and distance, or nothing."""
+    if not (folder / "partition.json").exists():
+        return ""
+    found = json.loads((folder / "partition.json").read_text(encoding="utf-8"))
+    drawn = save_svg(folder.path, "partition", partition_figure(np.array(found["counts"]), found["classes"]))
+    caption = (
+        f"Training samples of each class at each client (area). Mean label entropy {found['mean_entropy_bits']:.2f} bits, "
+        f"mean EMD to the global distribution {found['mean_emd']:.2f} (0: the same, 2: disjoint)."
+    )
+    return html.section("Partition", html.figure(drawn, caption))
+
+
+def samples_section(folder: RunFolder) -> str:
+    """The grid of real and synthetic images, or nothing."""
+    if not (folder / "samples.png").exists():
+        return ""
+    picture = html.data_image((folder / "samples.png").read_bytes(), "real and synthetic images by class")
+    return html.section("Synthetic images", html.figure(picture, "A row per class, real images beside generated ones."))
+
+
+def _timeline(folder: RunFolder) -> str:
+    if not (folder / "timeline.json").exists():
+        return ""
+    rounds = json.loads((folder / "timeline.json").read_text(encoding="utf-8"))
+    if not rounds:
+        return ""
+    caption = f"The first {len(rounds)} rounds on the virtual clock: each round ends with its slowest device."
+    return html.section(
+        "Device timeline", html.figure(save_svg(folder.path, "timeline", timeline_figure(rounds)), caption)
+    )
+
+
+def _wall(summary: dict[str, Any]) -> str:
+    if not summary:
+        return ""
+    rows = [[name, f"{seconds:,.2f} s"] for name, seconds in summary["wall_s"].items()]
+    rows += [[f"peak memory, {name}", f"{size:,.0f} MB"] for name, size in summary["peak_memory_mb"].items()]
+    return html.section("Wall time and memory", html.table(["", "measured"], rows))

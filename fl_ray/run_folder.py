@@ -1,0 +1,170 @@
+"""What a run leaves behind: its folder's files, written and read in one place."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from fl_ray.config import RunConfig
+from fl_ray.errors import OutputError
+from fl_ray.recipes import load_recipe, make_config, to_dict
+from fl_ray.version import __version__
+
+__all__ = ["HISTORY_COLUMNS", "RunFolder", "new_folder", "write_json"]
+
+HISTORY_COLUMNS = (
+    "round",
+    "virtual_time_s",
+    "energy_j",
+    "bytes_up",
+    "bytes_down",
+    "clients",
+    "train_loss",
+    "test_accuracy",
+    "test_loss",
+    "wall_s",
+)
+_INTEGERS = {"round", "bytes_up", "bytes_down", "clients"}
+_PACKAGES = ("ray", "torch", "torchvision", "pytorch-lightning", "diffusers", "mlflow", "numpy")
+
+
+def new_folder(path: Path) -> Path:
+    """Make an output folder.
+
+    Raises:
+        OutputError: there is something in it already (nothing is ever overwritten), or it can't be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            raise OutputError(
+                f"--output {path}: the folder is in use, and nothing is overwritten; name another one, or go on with an "
+                "interrupted run: fl-ray run --resume DIR"
+            )
+        probe = path / ".writable"
+        probe.touch()
+        probe.unlink()
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        raise OutputError(f"--output {path}: {error.strerror}; name a folder that you may write") from error
+    except OSError as error:
+        if error.errno in (errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+            raise OutputError(f"--output {path}: {error.strerror}; name a folder on another disk") from error
+        raise
+    return path
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON so that the file is whole or not there; NaN becomes null."""
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(json.dumps(_plain(content), indent=2) + "\n", encoding="utf-8")
+    draft.replace(path)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _environment() -> dict[str, Any]:
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {
+        "fl_ray": __version__,
+        "git_revision": _git_revision(),
+        "python": platform.python_version(),
+        "packages": versions,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
+
+
+def _git_revision() -> str | None:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None  # installed without its repository
+    return done.stdout.strip()
+
+
+class RunFolder:
+    """The folder of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def write_config(self, config: RunConfig) -> None:
+        """config.yaml: the resolved recipe, and what ran it. It is a recipe itself: ``fl-ray run`` takes it."""
+        content = to_dict(config) | {"environment": _environment()}
+        (self / "config.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+
+    def config(self) -> RunConfig:
+        """The resolved recipe.
+
+        Raises:
+            OutputError: this is no run's folder.
+        """
+        if not (self / "config.yaml").exists():
+            raise OutputError(f"{self.path}: no config.yaml in it, so this is no run's folder")
+        return make_config(load_recipe(self / "config.yaml"))
+
+    def environment(self) -> dict[str, Any]:
+        """What ran it."""
+        return yaml.safe_load((self / "config.yaml").read_text(encoding="utf-8")).get("environment", {})
+
+    def start_history(self, keep_rounds: int = 0) -> None:
+        """A history.csv with the first ``keep_rounds`` rounds of what is there."""
+        rows = [row for row in self.history() if row["round"] <= keep_rounds] if keep_rounds else []
+        draft = self / ".history.draft"
+        with draft.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, HISTORY_COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+        draft.replace(self / "history.csv")
+
+    def add_history(self, row: dict[str, Any]) -> None:
+        """Append a round."""
+        with (self / "history.csv").open("a", newline="", encoding="utf-8") as stream:
+            csv.DictWriter(stream, HISTORY_COLUMNS).writerow(row)
+
+    def history(self) -> list[dict[str, Any]]:
+        """All rounds; counts are int, the rest float (NaN where a round was not evaluated)."""
+        path = self / "history.csv"
+        if not path.exists():
+            return []
+        with path.open(newline="", encoding="utf-8") as stream:
+            return [
+                {key: int(value) if key in _INTEGERS else float(value) for key, value in row.items()}
+                for row in csv.DictReader(stream)
+            ]
+
+    def summary(self) -> dict[str, Any] | None:
+        """summary.json, or None where there is none."""
+        path = self / "summary.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        summary = self.summary()
+        return summary is not None and summary["status"] == "finished"

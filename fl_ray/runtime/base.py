@@ -1,0 +1,144 @@
+"""The interface of a backend, and what both backends share."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from fl_ray.aggregation import ExactSum
+from fl_ray.config import FleetConfig
+from fl_ray.runtime.host import ClientRecord, Evaluation, Job, JobData, PartialResult, Task
+
+__all__ = ["Pending", "Phases", "RoundResult", "Runtime", "merge", "sum_evaluations"]
+
+
+class Phases:
+    """Wall seconds by phase of a run."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the block's wall time to ``name``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - start
+
+
+@dataclass
+class RoundResult:
+    """What a round of local training gave.
+
+    Attributes:
+        update: float64 [size], the average of (new - old) weighted by the shares of the clients that are in it; None
+            where individual weights were asked for.
+        weights: new weights by client, where they were asked for.
+        records: by client number, those left out too.
+    """
+
+    update: np.ndarray | None
+    weights: dict[int, np.ndarray]
+    records: list[ClientRecord]
+
+    @property
+    def included(self) -> list[ClientRecord]:
+        """The clients that the average holds."""
+        return [record for record in self.records if record.left_out is None]
+
+    @property
+    def left_out(self) -> list[ClientRecord]:
+        """The clients that it does not."""
+        return [record for record in self.records if record.left_out is not None]
+
+    @property
+    def train_loss(self) -> float:
+        """Mean training loss over the included clients' samples; NaN where there are none."""
+        samples = sum(record.samples for record in self.included)
+        if samples == 0:
+            return float("nan")
+        return sum(record.train_loss * record.samples for record in self.included) / samples
+
+
+class Pending(Protocol):
+    """A training at the server that may still be going on."""
+
+    def result(self) -> tuple[np.ndarray, float]:
+        """Wait for it: the new flat weights and the mean loss."""
+
+
+class Runtime(ABC):
+    """Trains and evaluates; ``open`` comes first, and again for every further run."""
+
+    @abstractmethod
+    def open(self, job: Job, data: JobData, fleet: FleetConfig, tier_of: np.ndarray, cohort_size: int) -> None:
+        """Get ready for a run; ``tier_of`` is each client's tier number."""
+
+    @abstractmethod
+    def train(
+        self, tasks: Sequence[Task], weights: np.ndarray, round_number: int, individual: bool, phases: Phases
+    ) -> RoundResult:
+        """Train the clients of a round; see ``ClientHost.train``."""
+
+    @abstractmethod
+    def evaluate(self, models: Sequence[np.ndarray]) -> list[Evaluation]:
+        """Each model on the global test images."""
+
+    @abstractmethod
+    def evaluate_clients(self, weights: np.ndarray) -> list[Evaluation | None]:
+        """One model on each client's held-out images."""
+
+    @abstractmethod
+    def put(self, images: np.ndarray, labels: np.ndarray) -> Any:
+        """A handle on images for ``train_on_server``, so that they travel once."""
+
+    @abstractmethod
+    def train_on_server(self, images: Any, weights: np.ndarray, round_number: int, epochs: int) -> Pending:
+        """Begin to train on a handle's images, beside the clients."""
+
+    @abstractmethod
+    def memory_mb(self) -> dict[str, float]:
+        """Peak resident memory in MiB, by kind of process."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of every process that was started."""
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def merge(parts: Sequence[PartialResult], size: int, individual: bool) -> RoundResult:
+    """One result of the hosts' parts; the same for any grouping of clients into parts."""
+    records = sorted((record for part in parts for record in part.records), key=lambda record: record.client)
+    weights = {client: values for part in parts for client, values in part.weights.items()}
+    if individual:
+        return RoundResult(None, weights, records)
+    total = ExactSum(size)
+    for part in parts:
+        if part.total is not None:
+            total.merge(part.total)
+    included = sum(record.share for record in records if record.left_out is None)
+    update = total.value() / included if included > 0 else np.zeros(size)
+    return RoundResult(update, weights, records)
+
+
+def sum_evaluations(blocks: Sequence[Evaluation]) -> Evaluation:
+    """The evaluation of all blocks, added in their order."""
+    return Evaluation(
+        sum(block.correct for block in blocks),
+        sum(block.loss_sum for block in blocks),
+        sum(block.count for block in blocks),
+    )

@@ -1,0 +1,57 @@
+"""The in-process backend: everything in the driver, for debugging and as what the Ray backend must equal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fl_ray.config import FleetConfig
+from fl_ray.runtime.base import Phases, RoundResult, Runtime, merge, sum_evaluations
+from fl_ray.runtime.host import ClientHost, Evaluation, Job, JobData, Task
+
+__all__ = ["InProcessRuntime"]
+
+
+@dataclass(frozen=True)
+class _Done:
+    value: tuple[np.ndarray, float]
+
+    def result(self) -> tuple[np.ndarray, float]:
+        return self.value
+
+
+class InProcessRuntime(Runtime):
+    """One host, in this process."""
+
+    def open(self, job: Job, data: JobData, fleet: FleetConfig, tier_of: np.ndarray, cohort_size: int) -> None:
+        self.host = ClientHost(job, data)
+
+    def train(
+        self, tasks: Sequence[Task], weights: np.ndarray, round_number: int, individual: bool, phases: Phases
+    ) -> RoundResult:
+        with phases.phase("train"):
+            part = self.host.train(list(tasks), weights, round_number, individual)
+        return merge([part], self.host.layout.size, individual)
+
+    def evaluate(self, models: Sequence[np.ndarray]) -> list[Evaluation]:
+        blocks = list(range(self.host.data.test_blocks))
+        return [sum_evaluations(self.host.evaluate_test(weights, blocks)) for weights in models]
+
+    def evaluate_clients(self, weights: np.ndarray) -> list[Evaluation | None]:
+        return self.host.evaluate_clients(weights, list(range(len(self.host.data.partition))))
+
+    def put(self, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return images, labels
+
+    def train_on_server(
+        self, images: tuple[np.ndarray, np.ndarray], weights: np.ndarray, round_number: int, epochs: int
+    ) -> _Done:
+        return _Done(self.host.train_on(*images, weights, round_number, epochs))
+
+    def memory_mb(self) -> dict[str, float]:
+        return {"driver": self.host.peak_memory_mb()}
+
+    def close(self) -> None:
+        self.__dict__.pop("host", None)

@@ -1,0 +1,115 @@
+"""Which actors a run gets: bundles of a placement group that carry a tier's share of CPU and bandwidth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fl_ray.config import FleetConfig, RuntimeConfig
+from fl_ray.errors import PlacementError
+
+__all__ = ["ACTOR_MEMORY_BYTES", "Slot", "plan_slots"]
+
+ACTOR_MEMORY_BYTES = 500 * 2**20  # a worker with torch and Lightning, measured at 250-500 MB
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One client actor: its tier, its bundle's resources, and its client where it has one of its own."""
+
+    tier: int
+    bundle: tuple[tuple[str, float], ...]
+    client: int | None = None
+
+
+def _bundle(fleet: FleetConfig, runtime: RuntimeConfig, tier: int) -> dict[str, float]:
+    settings = fleet.tiers[tier]
+    bundle = {"CPU": settings.cpus, "bandwidth": settings.bandwidth}
+    if runtime.gpus_per_actor > 0:
+        bundle["GPU"] = runtime.gpus_per_actor
+    return bundle
+
+
+def _fits(need: dict[str, float], have: dict[str, float]) -> bool:
+    return all(have.get(name, 0.0) >= amount - 1e-9 for name, amount in need.items())
+
+
+def _describe(resources: dict[str, float]) -> str:
+    names = ("CPU", "GPU", "bandwidth", "memory")
+    return ", ".join(f"{name} {resources[name]:g}" for name in names if name in resources) or "nothing"
+
+
+def plan_slots(
+    runtime: RuntimeConfig, fleet: FleetConfig, tier_of: np.ndarray, cohort_size: int, cluster: dict[str, float]
+) -> list[Slot]:
+    """The actors of a run.
+
+    Args:
+        tier_of: tier number of each client.
+        cluster: what the cluster has of each resource.
+
+    Raises:
+        PlacementError: the bundles asked for exceed the whole cluster.
+    """
+    sizes = np.bincount(tier_of, minlength=len(fleet.tiers))
+    bundles = [_bundle(fleet, runtime, tier) for tier in range(len(fleet.tiers))]
+    needs = [bundle | {"memory": ACTOR_MEMORY_BYTES} for bundle in bundles]
+    everyone: dict[str, float] = {}
+    for tier, size in enumerate(sizes):
+        for name, amount in needs[tier].items():
+            everyone[name] = everyone.get(name, 0.0) + float(size) * amount
+    if runtime.actors == "per_client" or (runtime.actors == "auto" and _fits(everyone, cluster)):
+        everyone.pop("memory")  # asked for by name, the setting is taken at its word
+        if not _fits(everyone, cluster):
+            raise PlacementError(
+                f"runtime.actors {runtime.actors}: {len(tier_of)} clients need {_describe(everyone)}, but the cluster "
+                f"has {_describe(cluster)}; use runtime.actors pooled, fewer data.clients or smaller fleet.tiers shares"
+            )
+        return [Slot(int(tier), tuple(bundles[tier].items()), client) for client, tier in enumerate(tier_of)]
+    return _pooled(runtime, sizes, bundles, needs, cohort_size, cluster)
+
+
+def _pooled(
+    runtime: RuntimeConfig,
+    sizes: np.ndarray,
+    bundles: list[dict[str, float]],
+    needs: list[dict[str, float]],
+    cohort_size: int,
+    cluster: dict[str, float],
+) -> list[Slot]:
+    """One actor for each tier that has clients, then more in turns while they fit and have clients to train."""
+    present = [tier for tier in range(len(sizes)) if sizes[tier] > 0]
+    limit = runtime.num_actors or min(int(sizes.sum()), cohort_size)
+    if limit < len(present):
+        if runtime.num_actors is not None:
+            raise PlacementError(
+                f"runtime.num_actors is {limit}, but {len(present)} tiers have clients and an actor hosts one tier; "
+                f"raise it to at least {len(present)}"
+            )
+        limit = len(present)
+    chosen: list[int] = []
+    left = dict(cluster)
+    required = runtime.num_actors or len(present)
+    while len(chosen) < limit:
+        added = False
+        for tier in present:
+            need = bundles[tier] if len(chosen) < required else needs[tier]
+            if len(chosen) == limit or chosen.count(tier) >= sizes[tier]:
+                continue
+            if not _fits(need, left):
+                if len(chosen) < required:
+                    raise PlacementError(
+                        f"Ray can't place {required} client actors: one of them needs {_describe(need)}, but of the "
+                        f"cluster's {_describe(cluster)} there is {_describe(left)} left; lower runtime.num_actors or "
+                        "the tiers' cpus and bandwidth, or give Ray more (nodes carry bandwidth as a custom resource: "
+                        "ray start --resources '{\"bandwidth\": 100}')"
+                    )
+                continue
+            for name, amount in need.items():
+                left[name] = left.get(name, 0.0) - amount
+            chosen.append(tier)
+            added = True
+        if not added:
+            break
+    return [Slot(tier, tuple(bundles[tier].items())) for tier in sorted(chosen)]

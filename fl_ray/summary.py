@@ -1,0 +1,78 @@
+"""Numbers of a run and of several seeds of one, from histories and summaries."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["aggregate", "outcome", "spread_text", "target_key"]
+
+_REACHED = (("rounds", "round"), ("virtual_time_s", "virtual_time_s"), ("energy_j", "energy_j"))
+
+
+def target_key(target: float) -> str:
+    """How a target accuracy is named in summaries and tables."""
+    return f"{target:g}"
+
+
+def outcome(history: Sequence[Mapping[str, Any]], targets: Sequence[float]) -> dict[str, Any]:
+    """Final and best accuracy, and round, virtual time and energy at which each target was first reached (or null)."""
+    evaluated = [row for row in history if not math.isnan(row["test_accuracy"])]
+    last = history[-1] if history else None
+    reached = {}
+    for target in targets:
+        first = next((row for row in evaluated if row["test_accuracy"] >= target), None)
+        reached[target_key(target)] = None if first is None else {name: first[column] for name, column in _REACHED}
+    return {
+        "rounds": len(history),
+        "final_accuracy": evaluated[-1]["test_accuracy"] if evaluated else None,
+        "best_accuracy": max((row["test_accuracy"] for row in evaluated), default=None),
+        "final_loss": evaluated[-1]["test_loss"] if evaluated else None,
+        "targets": reached,
+        "virtual_time_s": last["virtual_time_s"] if last else 0.0,
+        "energy_j": last["energy_j"] if last else 0.0,
+        "bytes_up": last["bytes_up"] if last else 0,
+        "bytes_down": last["bytes_down"] if last else 0,
+    }
+
+
+def _mean_std(values: Sequence[float]) -> tuple[float | None, float | None]:
+    if not values:
+        return None, None
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def aggregate(label: str, summaries: Sequence[Mapping[str, Any]], targets: Sequence[float]) -> dict[str, Any]:
+    """One row of a comparison: means and sample standard deviations over seeds.
+
+    Means of rounds, time and energy to a target are over the seeds that reached it; ``reached_T`` says how many did.
+    """
+    row: dict[str, Any] = {
+        "label": label,
+        "method": summaries[0]["method"],
+        "seeds": " ".join(str(summary["seed"]) for summary in summaries),
+        "runs": len(summaries),
+        "partitions": " ".join(dict.fromkeys(summary["partition"] for summary in summaries)),
+    }
+    plain = ("final_accuracy", "best_accuracy", "virtual_time_s", "energy_j", "bytes_up", "bytes_down", "wall_total_s")
+    for name in plain:
+        values = [summary[name] for summary in summaries if summary[name] is not None]
+        row[f"{name}_mean"], row[f"{name}_std"] = _mean_std(values)
+    for target in targets:
+        key = target_key(target)
+        hits = [summary["targets"][key] for summary in summaries if summary["targets"].get(key) is not None]
+        row[f"reached_{key}"] = len(hits)
+        for name, _ in _REACHED:
+            row[f"{name}_to_{key}_mean"], row[f"{name}_to_{key}_std"] = _mean_std([hit[name] for hit in hits])
+    return row
+
+
+def spread_text(row: Mapping[str, Any], name: str, digits: int, scale: float = 1.0) -> str:
+    """``mean ± std`` of a column pair of ``aggregate``; a dash where there is none."""
+    mean, std = row.get(f"{name}_mean"), row.get(f"{name}_std")
+    if mean is None:
+        return "–"
+    text = f"{scale * mean:,.{digits}f}"
+    return text if std is None else f"{text} ± {scale * std:,.{digits}f}"

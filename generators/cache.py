@@ -1,0 +1,73 @@
+"""Trained generators and generated blocks on disk, by a hash of all that decides them.
+
+A file or folder appears under its name only when it is whole: it is written beside it and renamed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from generators.base import Block
+
+__all__ = ["BlockCache", "stored_folder"]
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
+
+
+def stored_folder(folder: Path, write: Callable[[Path], None]) -> bool:
+    """Make sure that ``folder`` is there, writing it with ``write`` if it is not; whether it was written now.
+
+    Two processes may do so at once: one wins, the other's copy is dropped.
+    """
+    if folder.exists():
+        return False
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = _beside(folder)
+    try:
+        write(draft)
+        try:
+            draft.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+            return False
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return True
+
+
+class BlockCache:
+    """Generated blocks of one generator with one set of sampling settings; uint8 arrays as .npy files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def _path(self, block: Block) -> Path:
+        return self.folder / f"seed_{block.seed}" / f"class_{block.label:04d}" / f"block_{block.number:06d}.npy"
+
+    def get(self, block: Block) -> np.ndarray | None:
+        """The block's images, or None where they have not been made."""
+        try:
+            return np.load(self._path(block), allow_pickle=False)
+        except FileNotFoundError:
+            return None
+
+    def put(self, block: Block, images: np.ndarray) -> None:
+        """Keep a block."""
+        path = self._path(block)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = _beside(path)
+        try:
+            with draft.open("wb") as stream:
+                np.save(stream, images)
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)

@@ -1,0 +1,157 @@
+"""Class-conditional pixel diffusion: DDPM training, sampling with classifier-free guidance (arXiv 2207.12598)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, UNet2DModel
+
+from generators.base import Block, Generator, Sampler, TrainingImages, block_seed
+from lightning_modules.diffusion import ClassConditionalDDPM, make_unet
+
+__all__ = ["ClassConditionalPipeline", "DiffusionGenerator"]
+
+SCHEDULERS = {"ddim": DDIMScheduler, "dpmpp": DPMSolverMultistepScheduler}
+_DDPM_ONLY = ("variance_type",)  # of the training schedule; the samplers have no use for it and would warn
+
+
+class ClassConditionalPipeline(DiffusionPipeline):
+    """A diffusers pipeline of a class-conditional ``unet`` and a ``scheduler``, in pixel space."""
+
+    def __init__(self, unet: UNet2DModel, scheduler: DDPMScheduler) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(
+        self, labels: torch.Tensor, generator: torch.Generator, steps: int = 20, guidance: float = 2.0
+    ) -> torch.Tensor:
+        """Images in [0, 1], [N, C, H, W], one for each label.
+
+        Args:
+            labels: int64 [N].
+            generator: draws the initial noise, on the CPU, so that a seed means the same noise on every device.
+            steps: sampler steps.
+            guidance: w of eps = eps_null + w (eps_class - eps_null); 1 is plain conditional sampling.
+        """
+        config = self.unet.config
+        shape = (len(labels), config.in_channels, config.sample_size, config.sample_size)
+        x = torch.randn(shape, generator=generator).to(self.device)
+        labels = labels.to(self.device)
+        null = torch.full_like(labels, config.num_class_embeds - 1)
+        self.scheduler.set_timesteps(steps, device=self.device)
+        for t in self.scheduler.timesteps:
+            if guidance == 1.0:
+                eps = self.unet(x, t, class_labels=labels).sample
+            else:
+                both = self.unet(torch.cat([x, x]), t, class_labels=torch.cat([labels, null])).sample
+                conditional, free = both.chunk(2)
+                eps = free + guidance * (conditional - free)
+            x = self.scheduler.step(eps, t, x).prev_sample
+        return ((x + 1) / 2).clamp(0, 1)
+
+
+class DiffusionGenerator(Generator):
+    """A small class-conditional diffusion model, trained from scratch on the public images.
+
+    Args:
+        widths: UNet channels per resolution.
+        layers: ResNet blocks per resolution.
+        train_steps: optimiser steps of pre-training.
+        batch_size, lr, label_dropout, ema: of pre-training (Adam, cosine fall; ema: decay of the averaged weights).
+        diffusion_steps: length of the noising process.
+        train_seed: of pre-training; independent of a run's seed, so that one generator serves all seeds.
+        sampler: ``ddim`` (arXiv 2010.02502) or ``dpmpp`` (DPM-Solver++, arXiv 2211.01095).
+        steps: sampler steps.
+        guidance: classifier-free guidance weight; 1 is none.
+        block_size: images made together.
+    """
+
+    def __init__(
+        self,
+        widths: list[int] | None = None,
+        layers: int = 1,
+        train_steps: int = 2000,
+        batch_size: int = 64,
+        lr: float = 1e-3,
+        label_dropout: float = 0.1,
+        ema: float = 0.995,
+        diffusion_steps: int = 1000,
+        train_seed: int = 0,
+        sampler: Literal["ddim", "dpmpp"] = "dpmpp",
+        steps: int = 20,
+        guidance: float = 2.0,
+        block_size: int = 25,
+    ) -> None:
+        positive = {"train_steps": train_steps, "batch_size": batch_size, "steps": steps, "block_size": block_size}
+        for name, value in {**positive, "lr": lr, "layers": layers}.items():
+            if value <= 0:
+                raise ValueError(f"{name} is {value}, but it must be positive")
+        if not 0 <= label_dropout < 1:
+            raise ValueError(f"label_dropout is {label_dropout}, but it must be in [0, 1)")
+        if not steps <= diffusion_steps:
+            raise ValueError(f"steps is {steps}, but it can't exceed diffusion_steps ({diffusion_steps})")
+        self.widths = list(widths) if widths is not None else [32, 64]
+        self.layers, self.train_steps, self.batch_size, self.lr = layers, train_steps, batch_size, lr
+        self.label_dropout, self.ema, self.diffusion_steps = label_dropout, ema, diffusion_steps
+        self.train_seed, self.sampler, self.steps, self.guidance = train_seed, sampler, steps, guidance
+        self.block_size = block_size
+
+    def training_settings(self) -> dict[str, Any]:
+        names = ("widths", "layers", "train_steps", "batch_size", "lr", "label_dropout", "ema", "diffusion_steps")
+        return {"kind": "diffusion", **{name: getattr(self, name) for name in names}, "train_seed": self.train_seed}
+
+    def sampling_settings(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("sampler", "steps", "guidance", "block_size")}
+
+    def fit(self, data: TrainingImages, folder: Path, progress: Callable[[int, int, float], None]) -> None:
+        from generators.training import fit_steps
+
+        channels, size = data.images.shape[1], data.images.shape[2]
+        # All cores: pre-training runs alone, in the driver. Its weights are stored, so no result depends on the count.
+        with _threads(os.cpu_count() or 1), torch.random.fork_rng():
+            torch.manual_seed(self.train_seed)
+            unet = make_unet(size, channels, len(data.classes), self.widths, self.layers)
+            scheduler = DDPMScheduler(num_train_timesteps=self.diffusion_steps, beta_schedule="squaredcos_cap_v2")
+            module = ClassConditionalDDPM(unet, scheduler, self.lr, self.label_dropout, self.ema)
+            images = torch.from_numpy(data.images).float().div(127.5).sub(1)
+            fit_steps(module, images, torch.from_numpy(data.labels), self.batch_size, self.train_steps, progress)
+            pipeline = ClassConditionalPipeline(module.averaged_unet().cpu(), scheduler)
+            pipeline.save_pretrained(str(folder))
+
+    def load(self, folder: Path, device: torch.device) -> Sampler:
+        unet = UNet2DModel.from_pretrained(str(folder), subfolder="unet", low_cpu_mem_usage=False)
+        trained = DDPMScheduler.from_pretrained(str(folder), subfolder="scheduler")
+        schedule = {key: value for key, value in trained.config.items() if key not in _DDPM_ONLY}
+        pipeline = ClassConditionalPipeline(unet.eval(), SCHEDULERS[self.sampler].from_config(schedule))
+        return _DiffusionSampler(pipeline.to(device), self)
+
+
+class _DiffusionSampler(Sampler):
+    def __init__(self, pipeline: ClassConditionalPipeline, settings: DiffusionGenerator) -> None:
+        self.pipeline, self.settings = pipeline, settings
+
+    def sample(self, block: Block) -> np.ndarray:
+        classes = self.pipeline.unet.config.num_class_embeds - 1
+        if not 0 <= block.label < classes:
+            raise ValueError(f"class {block.label} is unknown to the generator, which knows 0..{classes - 1}")
+        noise = torch.Generator().manual_seed(block_seed(block))
+        labels = torch.full((self.settings.block_size,), block.label)
+        images = self.pipeline(labels, noise, self.settings.steps, self.settings.guidance)
+        return images.mul(255).round().to(torch.uint8).cpu().numpy()
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

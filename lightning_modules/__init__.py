@@ -1,0 +1,1 @@
+"""LightningModules: classifiers and the diffusion model. Imports nothing else of this project."""

@@ -1,0 +1,94 @@
+"""DDPM training of a class-conditional UNet (Ho et al., arXiv 2006.11239) with classifier-free guidance's label dropping."""
+
+from __future__ import annotations
+
+import pytorch_lightning as pl
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
+__all__ = ["ClassConditionalDDPM", "make_unet"]
+
+
+def make_unet(image_size: int, channels: int, num_classes: int, widths: list[int], layers: int = 1) -> UNet2DModel:
+    """A UNet2DModel with one more class than the data: ``num_classes`` itself is the null class of free guidance.
+
+    Args:
+        image_size: pixels; divisible by 2 ** (len(widths) - 1).
+        channels: image channels.
+        num_classes: classes of the data.
+        widths: channels per resolution; the resolution halves from one to the next. Attention from the second on.
+        layers: ResNet blocks per resolution.
+    """
+    levels = len(widths)
+    if image_size % 2 ** (levels - 1):
+        raise ValueError(
+            f"widths {widths} halve the image {levels - 1} times, but {image_size} pixels are not divisible by "
+            f"{2 ** (levels - 1)}; give fewer widths"
+        )
+    groups = next(group for group in (32, 16, 8, 4, 2, 1) if all(width % group == 0 for width in widths))
+    return UNet2DModel(
+        sample_size=image_size,
+        in_channels=channels,
+        out_channels=channels,
+        layers_per_block=layers,
+        block_out_channels=tuple(widths),
+        down_block_types=("DownBlock2D", *["AttnDownBlock2D"] * (levels - 1)),
+        up_block_types=(*["AttnUpBlock2D"] * (levels - 1), "UpBlock2D"),
+        norm_num_groups=groups,
+        attention_head_dim=8 if all(width % 8 == 0 for width in widths) else None,
+        num_class_embeds=num_classes + 1,
+    )
+
+
+class ClassConditionalDDPM(pl.LightningModule):
+    """Predicts the noise of a noised image; keeps an exponential moving average of the weights for sampling.
+
+    Batches are images in [-1, 1], [N, C, H, W], and integer labels. A label is dropped (made the null class) with
+    probability ``label_dropout``, so that the same network serves as the unconditional one (arXiv 2207.12598).
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        scheduler: DDPMScheduler,
+        lr: float = 1e-3,
+        label_dropout: float = 0.1,
+        ema: float = 0.995,
+    ) -> None:
+        super().__init__()
+        self.unet = unet
+        self.scheduler = scheduler
+        self.lr = lr
+        self.label_dropout = label_dropout
+        self.average = EMAModel(unet.parameters(), decay=ema)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The simple loss (arXiv 2006.11239, eq. 14)."""
+        images, labels = batch
+        null = self.unet.config.num_class_embeds - 1
+        dropped = torch.rand(len(labels), device=labels.device) < self.label_dropout
+        labels = torch.where(dropped, null, labels)
+        noise = torch.randn_like(images)
+        steps = torch.randint(self.scheduler.config.num_train_timesteps, (len(images),), device=images.device)
+        noised = self.scheduler.add_noise(images, noise, steps)
+        return nn.functional.mse_loss(self.unet(noised, steps, class_labels=labels).sample, noise)
+
+    def on_train_start(self) -> None:
+        self.average.to(self.device)
+
+    def on_train_batch_end(self, outputs: object, batch: object, batch_idx: int) -> None:
+        self.average.step(self.unet.parameters())
+
+    def configure_optimizers(self) -> dict[str, object]:
+        """Adam with a cosine fall of the step over the whole training."""
+        optimizer = torch.optim.Adam(self.unet.parameters(), lr=self.lr, fused=True)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def averaged_unet(self) -> UNet2DModel:
+        """The UNet with the averaged weights copied in."""
+        self.average.copy_to(self.unet.parameters())
+        return self.unet

@@ -1,0 +1,114 @@
+"""Image classifiers as plain ``torch.nn`` networks.
+
+Every constructor takes ``in_channels``, ``image_size`` (pixels, square) and ``num_classes``; those three come from the
+data set, the rest are settings of a recipe. Inputs are float tensors of shape [N, in_channels, image_size, image_size],
+outputs are logits of shape [N, num_classes].
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["MLP", "VGG9", "ResNet18", "SmallCNN"]
+
+
+class MLP(nn.Sequential):
+    """Fully connected layers with ReLU between; ``hidden`` lists the widths."""
+
+    def __init__(self, in_channels: int, image_size: int, num_classes: int, hidden: list[int] | None = None) -> None:
+        widths = [in_channels * image_size**2, *(hidden if hidden is not None else [64])]
+        layers: list[nn.Module] = [nn.Flatten()]
+        for before, after in zip(widths[:-1], widths[1:], strict=True):
+            layers += [nn.Linear(before, after), nn.ReLU()]
+        super().__init__(*layers, nn.Linear(widths[-1], num_classes))
+
+
+class SmallCNN(nn.Sequential):
+    """Two 3x3 convolutions, each followed by a 2x2 pool, then one hidden layer: fast enough for two CPU cores."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        image_size: int,
+        num_classes: int,
+        width: int = 16,
+        hidden: int = 64,
+        dropout: float = 0.0,
+    ) -> None:
+        if image_size < 4:
+            raise ValueError(f"model small_cnn: image_size {image_size} is below 4, which two 2x2 pools need; use mlp")
+        layers: list[nn.Module] = [
+            nn.Conv2d(in_channels, width, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(width, 2 * width, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(2 * width * (image_size // 4) ** 2, hidden),
+            nn.ReLU(),
+        ]
+        if dropout > 0:
+            layers.append(nn.Dropout(dropout))
+        super().__init__(*layers, nn.Linear(hidden, num_classes))
+
+
+class VGG9(nn.Sequential):
+    """VGG-9 of the FIMI setting: conv 32-64-128-128-256-256 (3x3, padded), a pool after each pair, FC 512-512.
+
+    At 32x32 the flattened width is 4096, and the network has 3,491,530 parameters at 10 classes (arXiv 2310.13981 names
+    VGG-9; the layer table is the common one of that size).
+    """
+
+    def __init__(self, in_channels: int, image_size: int, num_classes: int, width: int = 32) -> None:
+        if image_size < 8:
+            raise ValueError(f"model vgg9: image_size {image_size} is below 8, which its three 2x2 pools need")
+        pairs = [(width, 2 * width), (4 * width, 4 * width), (8 * width, 8 * width)]
+        layers: list[nn.Module] = []
+        before = in_channels
+        for first, second in pairs:
+            layers += [nn.Conv2d(before, first, 3, padding=1), nn.ReLU()]
+            layers += [nn.Conv2d(first, second, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+            before = second
+        flat = before * (image_size // 8) ** 2
+        layers += [nn.Flatten(), nn.Linear(flat, 16 * width), nn.ReLU(), nn.Linear(16 * width, 16 * width), nn.ReLU()]
+        super().__init__(*layers, nn.Linear(16 * width, num_classes))
+
+
+class _BasicBlock(nn.Module):
+    """Two 3x3 convolutions with batch norm and a residual (He et al., arXiv 1512.03385, figure 5 left)."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, after, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(after)
+        self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(after)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or before != after:
+            self.shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+
+
+class ResNet18(nn.Sequential):
+    """ResNet-18 with the stem for 32x32 images: one 3x3 convolution of stride 1 and no pool.
+
+    11,173,962 parameters at 3 channels and 10 classes. ``width`` is that of the first stage (64 in the paper).
+    """
+
+    def __init__(self, in_channels: int, image_size: int, num_classes: int, width: int = 64) -> None:
+        stages: list[nn.Module] = [
+            nn.Conv2d(in_channels, width, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+        ]
+        before = width
+        for stage in range(4):
+            after = width * 2**stage
+            stages += [_BasicBlock(before, after, 1 if stage == 0 else 2), _BasicBlock(after, after, 1)]
+            before = after
+        super().__init__(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, num_classes))
