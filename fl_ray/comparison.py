@@ -129,7 +129,7 @@ def _settings(comparison: Comparison) -> dict[str, Any]:
         content["data"].pop("download")
         if content["generator"] is not None:
             content["generator"] = {k: v for k, v in content["generator"].items() if k not in ("cache", "pool")}
-    return yaml.safe_load(yaml.safe_dump({"name": comparison.name, "runs": plain}))
+    return yaml.safe_load(yaml.safe_dump({"name": comparison.name, "runs": plain}, sort_keys=False))
 
 
 def _claim(comparison: Comparison, output: Path) -> None:

@@ -106,7 +106,7 @@ class TierConfig:
     cpus: float = 1.0
     """Ray CPUs of an actor's bundle."""
     bandwidth: float = 1.0
-    """Units of Ray's custom resource ``bandwidth`` in an actor's bundle, and the share of the band in the cost model."""
+    """Units of Ray's custom resource ``bandwidth`` in a bundle, and the share of the band in the cost model."""
     frequency_hz: Range = field(default_factory=lambda: [0.3e9, 2.0e9])
     cycles_per_sample: Range = field(default_factory=lambda: [4e6, 1.2e7])
     capacitance: Range = 2e-28

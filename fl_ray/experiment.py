@@ -263,7 +263,7 @@ class Experiment:
 
         shape = ImageShape.of(self.data.source)
         module = build_module(self.config.model, shape, self.config.training)
-        WeightLayout(module).write(torch.from_numpy(self._weights))
+        WeightLayout(module).write(torch.from_numpy(np.array(self._weights)))
         log_model(module, shape.normalise(self.data.test_images[:2], torch.device("cpu")).numpy())
 
 

@@ -13,6 +13,7 @@ from rich.progress import Progress as Bars
 __all__ = ["Progress"]
 
 PLAIN_EVERY_S = 20.0
+PLAIN_AFTER_S = 3.0  # shorter works than this end without a line
 
 
 class Progress:
@@ -27,6 +28,7 @@ class Progress:
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._bars: Bars | None = None
         self._task: tuple[str, Any] | None = None
+        self._work: tuple[str, str] | None = None
         self._last = 0.0
 
     def message(self, text: str) -> None:
@@ -49,9 +51,13 @@ class Progress:
             self._show(what, done, total, detail)
             return
         self.stop()
-        if done == total or time.monotonic() - self._last > PLAIN_EVERY_S:
+        now = time.monotonic()
+        if self._work != (self.label, what):
+            self._work, self._last = (self.label, what), now
+        ended = done == total and (what == "round" or now - self._last > PLAIN_AFTER_S)
+        if ended or now - self._last > PLAIN_EVERY_S:
             self.message(f"{what} {done}/{total}" + (f", {detail}" if detail else ""))
-            self._last = time.monotonic()
+            self._last = now
 
     def _prefix(self) -> str:
         return f"[{self.label}] " if self.label else ""

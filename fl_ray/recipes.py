@@ -69,12 +69,12 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
 def apply_overrides(recipe: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe with settings replaced by dotted name (``data.partition.alpha``), as a new mapping.
 
-    A section whose ``name`` changes keeps of its old settings those that the new component has too: overriding
-    ``method.name`` alone is then enough.
+    A section whose ``name`` changes loses the settings of the old component (not those common to all, as
+    ``data.clients``, ``data.partition.min_samples`` or ``generator.pool``): overriding ``method.name`` alone is enough.
     """
     result = _copy(dict(recipe))
     flat = dict(_flatten(overrides))
-    for key in sorted(flat, key=lambda key: not key.endswith("name")):  # names first: they may clear a section
+    for key in sorted(flat, key=lambda key: key.split(".")[-1] != "name"):  # names first: they may clear a section
         *path, last = key.split(".")
         section = result
         for depth, part in enumerate(path):
@@ -85,15 +85,10 @@ def apply_overrides(recipe: Mapping[str, Any], overrides: Mapping[str, Any]) -> 
                 inner = ".".join(path[: depth + 1])
                 raise SettingError(f"--{key}: {inner} is {section!r}, which has no settings inside")
         if last == "name" and path and path[-1] in INJECTED and section.get("name") not in (None, flat[key]):
-            _keep_common(path[-1], section, str(flat[key]))
+            for old in set(section) - _own_keys(path[-1]):
+                del section[old]
         section[last] = flat[key]
     return result
-
-
-def _keep_common(kind: str, section: dict[str, Any], new_name: str) -> None:
-    known = _parameters(resolve_name(kind, new_name)) - INJECTED[kind] | _own_keys(kind)
-    for key in set(section) - known:
-        del section[key]
 
 
 def _own_keys(kind: str) -> set[str]:
@@ -101,7 +96,7 @@ def _own_keys(kind: str) -> set[str]:
         return {f.name for f in dataclasses.fields(cfg.DataConfig)} - {"settings"}
     if kind == "generator":
         return {f.name for f in dataclasses.fields(cfg.GeneratorConfig)} - {"settings"}
-    return {"name"}
+    return {"name", "min_samples"} if kind == "partition" else {"name"}
 
 
 def _copy(value: Any) -> Any:

@@ -49,8 +49,8 @@ def new_folder(path: Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         if any(path.iterdir()):
             raise OutputError(
-                f"--output {path}: the folder is in use, and nothing is overwritten; name another one, or go on with an "
-                "interrupted run: fl-ray run --resume DIR"
+                f"--output {path}: the folder is in use, and nothing is overwritten; name another one, or go on with "
+                "an interrupted run: fl-ray run --resume DIR"
             )
         probe = path / ".writable"
         probe.touch()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
@@ -37,6 +38,7 @@ def prepare_store(config: RunConfig) -> str:
     """
     import logging
 
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # MLflow's own 7 wait for minutes
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     import mlflow
@@ -49,10 +51,10 @@ def prepare_store(config: RunConfig) -> str:
         if found is not None and found.lifecycle_stage != "active":
             raise SettingError(f"tracking.experiment {name!r} is deleted in {uri}; restore it or name another one")
         return found.experiment_id if found is not None else client.create_experiment(name)
-    except MlflowException as error:
+    except (MlflowException, OSError) as error:
         raise SettingError(
-            f"tracking.uri {uri}: the store can't be used ({str(error).splitlines()[0]}); start the server, give another "
-            "--tracking.uri, or --tracking.enabled false"
+            f"tracking.uri {uri}: the store can't be used ({str(error).splitlines()[0]}); start the server, give "
+            "another --tracking.uri, or --tracking.enabled false"
         ) from error
 
 

@@ -53,12 +53,13 @@ def fit_steps(
     steps: int,
     progress: Callable[[int, int, float], None],
 ) -> None:
-    """Train ``module`` for ``steps`` batches, on a GPU where there is one; ``progress(step, steps, loss)`` is called."""
+    """Train ``module`` for ``steps`` batches, on a GPU where there is one; ``progress`` hears (step, steps, loss)."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         # The data are tensors in memory: a loader worker would only copy them.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*`__len__`.*IterableDataset.*")
+        warnings.filterwarnings("ignore", message=".*IterableDataset.*`__len__` defined.*")
+        warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # Lightning's own use of torch
         trainer = pl.Trainer(
             max_epochs=1,
             accelerator="auto",

@@ -1,4 +1,4 @@
-"""DDPM training of a class-conditional UNet (Ho et al., arXiv 2006.11239) with classifier-free guidance's label dropping."""
+"""DDPM training of a class-conditional UNet (arXiv 2006.11239) with classifier-free guidance's label dropping."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def make_unet(image_size: int, channels: int, num_classes: int, widths: list[int
         image_size: pixels; divisible by 2 ** (len(widths) - 1).
         channels: image channels.
         num_classes: classes of the data.
-        widths: channels per resolution; the resolution halves from one to the next. Attention from the second on.
+        widths: channels per resolution; the resolution halves from one to the next. Attention at the lowest.
         layers: ResNet blocks per resolution.
     """
     levels = len(widths)
@@ -27,6 +27,7 @@ def make_unet(image_size: int, channels: int, num_classes: int, widths: list[int
             f"widths {widths} halve the image {levels - 1} times, but {image_size} pixels are not divisible by "
             f"{2 ** (levels - 1)}; give fewer widths"
         )
+    plain = levels - 1
     groups = next(group for group in (32, 16, 8, 4, 2, 1) if all(width % group == 0 for width in widths))
     return UNet2DModel(
         sample_size=image_size,
@@ -34,8 +35,8 @@ def make_unet(image_size: int, channels: int, num_classes: int, widths: list[int
         out_channels=channels,
         layers_per_block=layers,
         block_out_channels=tuple(widths),
-        down_block_types=("DownBlock2D", *["AttnDownBlock2D"] * (levels - 1)),
-        up_block_types=(*["AttnUpBlock2D"] * (levels - 1), "UpBlock2D"),
+        down_block_types=(*["DownBlock2D"] * plain, "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", *["UpBlock2D"] * plain),
         norm_num_groups=groups,
         attention_head_dim=8 if all(width % 8 == 0 for width in widths) else None,
         num_class_embeds=num_classes + 1,

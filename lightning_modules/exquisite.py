@@ -1,4 +1,4 @@
-"""ExquisiteNetV1, the classifier of TU Delft's GenFL (methods after arXiv 2105.09008 and that project's public code)."""
+"""ExquisiteNetV1, the classifier of TU Delft's GenFL (after that project's public code)."""
 
 from __future__ import annotations
 

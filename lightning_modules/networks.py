@@ -7,6 +7,8 @@ outputs are logits of shape [N, num_classes].
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +21,7 @@ class MLP(nn.Sequential):
     def __init__(self, in_channels: int, image_size: int, num_classes: int, hidden: list[int] | None = None) -> None:
         widths = [in_channels * image_size**2, *(hidden if hidden is not None else [64])]
         layers: list[nn.Module] = [nn.Flatten()]
-        for before, after in zip(widths[:-1], widths[1:], strict=True):
+        for before, after in itertools.pairwise(widths):
             layers += [nn.Linear(before, after), nn.ReLU()]
         super().__init__(*layers, nn.Linear(widths[-1], num_classes))
 

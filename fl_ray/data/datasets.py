@@ -159,7 +159,7 @@ def image_folder(
 ) -> ImageData:
     """Images in folders, resized square to RGB; several domains.
 
-    ``root/path`` holds ``<domain>/<class>/*``, or ``<domain>/<split>/<class>/*`` with the splits ``train`` and ``test``.
+    ``root/path`` holds ``<domain>/<class>/*``, or ``<domain>/<split>/<class>/*`` with splits ``train`` and ``test``.
 
     Args:
         root: the data folder. ``download`` has no effect here.
@@ -183,7 +183,7 @@ def image_folder(
     classes = sorted({item.parent.name for _, _, item in files})
     if not classes:
         raise SettingError(
-            f"data image_folder: no images under {base} in <domain>/<class>/ or <domain>/<split>/<class>/"
+            f"data image_folder: no images in {base}/<domain>/<class>/ or {base}/<domain>/<split>/<class>/"
         )
     arrays: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
     owner_of = _owners(base, owners)

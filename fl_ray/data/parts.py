@@ -28,7 +28,7 @@ def digest(images: np.ndarray, labels: np.ndarray) -> str:
 
 @dataclass(frozen=True)
 class Split:
-    """Row numbers into ``ImageData.images`` of each part; ``test`` is empty where the set has a test part of its own."""
+    """Row numbers of ``ImageData.images`` in each part; ``test`` is empty where the set has a test part itself."""
 
     clients: np.ndarray
     public: np.ndarray

@@ -1,4 +1,4 @@
-"""What a method is: the stages that the one round loop (``fl_ray.server``) calls. Constructor arguments are settings."""
+"""What a method is: the stages that the round loop (``fl_ray.server``) calls. Constructor arguments are settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Federated averaging (McMahan et al., arXiv 1602.05629, algorithm 1) with server optimisers (FedOpt, arXiv 2003.00295).
+"""Federated averaging (McMahan et al., arXiv 1602.05629, algorithm 1) with FedOpt servers (arXiv 2003.00295).
 
 Each round: a cohort S_t trains from w_t; delta = sum_n rho_n (w_n - w_t) with rho_n = D_n / sum of D over the cohort;
 w_{t+1} = w_t + server step of delta. With ``sgd`` at server_lr 1 this is the size-weighted average.

@@ -5,8 +5,9 @@ among them and trains an augmented model w_a on all it has generated, in paralle
 
     w_{t+1} = kappa1 * sum_n rho_n w_n + kappa2 * w_a.
 
-Stated by the paper: label sharing, parallel training, this sum with static kappas. Our reconstruction: kappa1 + kappa2 = 1
-starting from 0.5, w_a starts from w_t, amounts per round with a cap, and filling the scarcest classes (water-filling).
+Stated by the paper: label sharing, parallel training, this sum with static kappas. Our reconstruction: w_a starts from
+w_t, kappa1 + kappa2 = 1 with 0.5 each by default, an amount of images per round up to a cap, and that they fill the
+cohort's scarcest classes (water-filling).
 """
 
 from __future__ import annotations

@@ -19,14 +19,16 @@ __all__ = ["comparison_report", "comparison_table"]
 Table = tuple[list[str], list[list[str]]]
 
 
-def comparison_table(rows: Sequence[dict[str, Any]], targets: Sequence[float]) -> Table:
-    """Columns and cells as a reader wants them."""
+def comparison_table(rows: Sequence[dict[str, Any]], targets: Sequence[float], brief: bool = False) -> Table:
+    """Columns and cells as a reader wants them; ``brief`` leaves out what is too wide for a terminal."""
     several = len({row["partitions"] for row in rows}) > 1
     columns = ["run", "seeds", "final accuracy [%]", "best [%]"]
     for target in targets:
         percent = f"{target:.0%}"
-        columns += [f"rounds to {percent}", f"virtual time to {percent} [s]", f"energy to {percent} [J]"]
-    columns += ["sent up [MB]", "wall [s]"] + (["partitions"] if several else [])
+        columns.append(f"rounds to {percent}")
+        columns += [] if brief else [f"virtual time to {percent} [s]", f"energy to {percent} [J]"]
+    columns += [] if brief else ["sent up [MB]", "wall [s]"]
+    columns += ["partitions"] if several else []
     cells = []
     for row in rows:
         line = [row["label"], str(row["runs"])]
@@ -36,14 +38,17 @@ def comparison_table(rows: Sequence[dict[str, Any]], targets: Sequence[float]) -
             hits = row[f"reached_{key}"]
             suffix = "" if hits == row["runs"] else f" ({hits} of {row['runs']})"
             line.append(spread_text(row, f"rounds_to_{key}", 1) + suffix)
-            line += [spread_text(row, f"virtual_time_s_to_{key}", 1), spread_text(row, f"energy_j_to_{key}", 1)]
-        line += [spread_text(row, "bytes_up", 2, 1e-6), spread_text(row, "wall_total_s", 1)]
+            if not brief:
+                line += [spread_text(row, f"virtual_time_s_to_{key}", 1), spread_text(row, f"energy_j_to_{key}", 1)]
+        if not brief:
+            line += [spread_text(row, "bytes_up", 2, 1e-6), spread_text(row, "wall_total_s", 1)]
         cells.append(line + ([row["partitions"]] if several else []))
     return columns, cells
 
 
 def comparison_report(output: Path, folders: Sequence[RunFolder]) -> Table:
-    """Write comparison.csv, figures/accuracy.svg and report.html into ``output``; the table.
+    """Write comparison.csv, figures/accuracy.svg and report.html into ``output``; the brief
+    table.
 
     Raises:
         OutputError: no folder holds a finished run.
@@ -59,8 +64,10 @@ def comparison_report(output: Path, folders: Sequence[RunFolder]) -> Table:
     first = next(iter(by_label.values()))[0]
     with_images = next((f for members in by_label.values() for f in members if (f / "samples.png").exists()), None)
     note = (
-        "Mean ± sample standard deviation over seeds. Rounds, time and energy to a target are means over the seeds that "
-        "reached it. Virtual time and energy are modelled, wall time is measured."
+        "Mean ± sample standard deviation over seeds. Rounds, time and energy to a target are means over the seeds "
+        "that reached it. Virtual time and energy are modelled, wall time is measured. Virtual time holds "
+        "the training of devices and server, not the making of synthetic images, whose wall seconds each run's "
+        "summary.json has."
     )
     sections = [
         html.section("Results", html.table(columns, cells), f'<p class="note">{note}</p>'),
@@ -75,7 +82,7 @@ def comparison_report(output: Path, folders: Sequence[RunFolder]) -> Table:
     lead = f"{summary['data']}, {len(rows)} settings, seeds {rows[0]['seeds']}"
     text = html.page(f"fl_ray: {summary['name']}", lead, [part for part in sections if part])
     (output / "report.html").write_text(text, encoding="utf-8")
-    return columns, cells
+    return comparison_table(rows, targets, brief=True)
 
 
 def _links(output: Path, by_label: dict[str, list[RunFolder]]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 __all__ = ["accuracy_figure", "partition_figure", "samples_png", "save_svg", "timeline_figure"]
 
@@ -101,6 +102,7 @@ def partition_figure(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     axis.scatter(clients, labels, s=np.maximum(area, 1.5), color="C0", alpha=0.7, linewidth=0)
     axis.set_xlabel("client" + (f" (the first {_SHOWN_CLIENTS} of {len(counts)})" if len(counts) > len(shown) else ""))
     axis.set_xlim(-1, len(shown))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_ylim(-1, len(classes))
     if len(classes) <= 45:
         axis.set_yticks(range(len(classes)), [str(name)[:14] for name in classes])

@@ -74,8 +74,8 @@ def partition_section(folder: RunFolder) -> str:
     found = json.loads((folder / "partition.json").read_text(encoding="utf-8"))
     drawn = save_svg(folder.path, "partition", partition_figure(np.array(found["counts"]), found["classes"]))
     caption = (
-        f"Training samples of each class at each client (area). Mean label entropy {found['mean_entropy_bits']:.2f} bits, "
-        f"mean EMD to the global distribution {found['mean_emd']:.2f} (0: the same, 2: disjoint)."
+        f"Training samples of each class at each client (area). Mean label entropy {found['mean_entropy_bits']:.2f} "
+        f"bits, mean EMD to the global distribution {found['mean_emd']:.2f} (0: the same, 2: disjoint)."
     )
     return html.section("Partition", html.figure(drawn, caption))
 

@@ -45,13 +45,14 @@ def train_locally(
     optimizer = _only_optimizer(module)
     for group in optimizer.param_groups:
         group["lr"] *= factor
+    normalises = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
     orders = torch_generator(key[0], f"{key[1]}/order", *key[2:])
     total = torch.zeros((), device=x.device, dtype=torch.float64)
     batch_idx = 0
     with seeded_torch(key[0], f"{key[1]}/module", *key[2:]):
         for _ in range(epochs):
             order = torch.randperm(len(x), generator=orders).to(x.device)
-            for rows in order.split(training.batch_size):
+            for rows in _batches(order, training.batch_size, normalises):
                 optimizer.zero_grad(set_to_none=True)
                 output = module.training_step((x[rows], y[rows]), batch_idx)
                 loss = output["loss"] if isinstance(output, dict) else output
@@ -62,6 +63,14 @@ def train_locally(
                 total += loss.detach().double() * len(rows)
                 batch_idx += 1
     return float(total) / (epochs * len(x))
+
+
+def _batches(order: Tensor, size: int, normalises: bool) -> list[Tensor]:
+    """The order in batches. Batch norm can't train on one sample: a last batch of one then joins the one before."""
+    batches = list(order.split(size))
+    if normalises and len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
 
 
 def _only_optimizer(module: pl.LightningModule) -> torch.optim.Optimizer:

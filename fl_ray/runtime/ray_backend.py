@@ -122,9 +122,9 @@ class RayRuntime(Runtime):
             kinds = {slot.bundle for slot in slots}
             asked = "; ".join(f"{sum(slot.bundle == kind for slot in slots)} x {dict(kind)}" for kind in kinds)
             raise PlacementError(
-                f"Ray did not place the client actors within {self.config.placement_timeout_s:g} s. Asked for: {asked}. "
-                f"The cluster has {cluster}, of which {ray.available_resources()} is free. Lower runtime.num_actors or "
-                "the tiers' cpus and bandwidth, wait for other jobs, or raise runtime.placement_timeout_s"
+                f"Ray did not place the client actors within {self.config.placement_timeout_s:g} s. Asked for: {asked}."
+                f" The cluster has {cluster}, of which {ray.available_resources()} is free. Lower runtime.num_actors "
+                "or the tiers' cpus and bandwidth, wait for other jobs, or raise runtime.placement_timeout_s"
             )
         return group
 

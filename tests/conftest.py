@@ -1,0 +1,95 @@
+"""Fixtures: one Ray session for all tests, folders of their own for caches and MLflow, a small generator."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import ray
+
+from fl_ray.config import RayConfig, RunConfig
+from fl_ray.experiment import Experiment, open_runtime
+from fl_ray.recipes import apply_overrides, make_config
+from fl_ray.runtime.base import Runtime
+from fl_ray.runtime.ray_backend import connect
+
+TINY_GENERATOR = {"name": "diffusion", "widths": [8, 16], "train_steps": 30, "steps": 3, "block_size": 5}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder for this session: nothing is read from or left in the user's own."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["FL_RAY_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """Ray with four logical CPUs: placement is logical, and more than two actors at once must be seen."""
+    connect(RayConfig(num_cpus=4, bandwidth=8.0))
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def small() -> Callable[..., RunConfig]:
+    """A small recipe on the digits, in process and without tracking; keyword arguments override dotted names."""
+
+    def make(**overrides: Any) -> RunConfig:
+        base = {
+            "name": "small",
+            "data": {
+                "name": "digits",
+                "clients": 6,
+                "public_fraction": 0.2,
+                "max_samples": 600,
+                "partition": {"name": "dirichlet", "alpha": 0.5, "min_samples": 3},
+            },
+            "model": {"name": "mlp", "hidden": [16]},
+            "method": {"name": "fedavg"},
+            "training": {"batch_size": 8, "lr": 0.1},
+            "runtime": {"backend": "in_process"},
+            "rounds": 3,
+            "clients_per_round": 3,
+            "targets": [0.3],
+            "tracking": {"enabled": False},
+        }
+        dotted = {name.replace("__", "."): value for name, value in overrides.items()}
+        if dotted.pop("with_generator", False):
+            base["generator"] = dict(TINY_GENERATOR)
+        return make_config(apply_overrides(base, dotted))
+
+    return make
+
+
+@pytest.fixture
+def run_small(tmp_path: Path, small: Callable[..., RunConfig]) -> Callable[..., tuple[Experiment, dict[str, Any]]]:
+    """Run a small recipe; the finished experiment and its summary. ``runtime`` may be an open backend."""
+
+    def run(runtime: Runtime | None = None, **overrides: Any) -> tuple[Experiment, dict[str, Any]]:
+        config = small(**overrides)
+        folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        if runtime is not None:
+            experiment = Experiment(config, folder, runtime)
+            return experiment, experiment.run()
+        with open_runtime(config) as opened:
+            experiment = Experiment(config, folder, opened)
+            return experiment, experiment.run()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data sets, or a skip that says how to give it."""
+    folder = os.environ.get("FL_RAY_DATA")
+    if not folder or not (Path(folder) / "MNIST" / "raw").is_dir():
+        pytest.skip("real data: set FL_RAY_DATA to a folder with MNIST, CIFAR-10, PACS and digit_domains")
+    return Path(folder)

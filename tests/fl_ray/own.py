@@ -1,0 +1,79 @@
+"""Components of a user's own, named by import path in tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from fl_ray.data.datasets import ImageData
+from fl_ray.data.partitioners import Partitioner
+
+
+class OwnModule(pl.LightningModule):
+    """A LightningModule with its own optimiser, dropout, batch norm, logging and settings."""
+
+    def __init__(self, in_channels: int, image_size: int, num_classes: int, hidden: int = 8) -> None:
+        super().__init__()
+        flat = in_channels * image_size**2
+        inner = [nn.Linear(flat, hidden), nn.BatchNorm1d(hidden), nn.Dropout(0.3)]
+        self.layers = nn.Sequential(nn.Flatten(), *inner, nn.Linear(hidden, num_classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+        self.log("own_loss", loss)
+        return {"loss": loss}
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=0.01)
+
+
+class NanOnNine(OwnModule):
+    """Training goes wrong (NaN) for whoever holds class 9."""
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+        return loss * float("nan") if (batch[1] == 9).any() else loss
+
+
+class RaisesOnNine(OwnModule):
+    """Training raises for whoever holds class 9."""
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        if (batch[1] == 9).any():
+            raise KeyError("nine")
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+
+class OwnNetwork(nn.Linear):
+    """A plain torch module; fl_ray wraps it."""
+
+    def __init__(self, in_channels: int, image_size: int, num_classes: int) -> None:
+        super().__init__(in_channels * image_size**2, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(1))
+
+
+def stripes(root: Path, download: bool, samples: int = 120) -> ImageData:
+    """A data set: class 0 is dark, class 1 bright; two natural clients."""
+    labels = np.arange(samples) % 2
+    noise = np.random.default_rng(0).integers(0, 60, (samples, 1, 4, 4))
+    images = (noise + 180 * labels[:, None, None, None]).astype(np.uint8)
+    owners = np.arange(samples) // (samples // 2)
+    return ImageData(images, labels.astype(np.int64), ["dark", "bright"], [0.5], [0.5], owners=owners)
+
+
+class EvenOdd(Partitioner):
+    """Sample i belongs to client i modulo the number of clients."""
+
+    def __call__(
+        self, labels: np.ndarray, clients: int, rng: np.random.Generator, groups: np.ndarray | None = None
+    ) -> np.ndarray:
+        return np.arange(len(labels)) % clients

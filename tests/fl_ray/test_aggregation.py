@@ -1,0 +1,74 @@
+"""Aggregation against plain sums, exactness in any order, server optimisers and water-filling by hand."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fl_ray.aggregation import ExactSum, combine
+from fl_ray.allocation.categories import water_fill
+
+
+def test_exact_sum_equals_a_plain_sum_and_does_not_depend_on_order() -> None:
+    rng = np.random.default_rng(0)
+    updates = [torch.from_numpy(rng.normal(0, 10.0**scale, 1000).astype(np.float32)) for scale in range(-4, 3)]
+    shares = rng.dirichlet(np.ones(7))
+    totals = []
+    for order in ([0, 1, 2, 3, 4, 5, 6], [6, 2, 4, 0, 1, 5, 3]):
+        total = ExactSum(1000)
+        for index in order:
+            total.add(updates[index], shares[index])
+        totals.append(total)
+    assert torch.equal(totals[0].total, totals[1].total)
+    plain = sum(share * update.double().numpy() for share, update in zip(shares, updates, strict=True))
+    assert np.abs(totals[0].value() - plain).max() < 7 * 2.0**-43 + 1e-12
+
+
+def test_merged_parts_equal_one_sum() -> None:
+    updates = [torch.randn(50, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
+    whole, left, right = ExactSum(50), ExactSum(50), ExactSum(50)
+    for index, update in enumerate(updates):
+        whole.add(update, 0.25)
+        (left if index % 2 else right).add(update, 0.25)
+    left.merge(right.total.numpy())
+    assert torch.equal(whole.total, left.total)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 2.0**20])
+def test_updates_that_would_spoil_the_sum_do_not_fit(bad: float) -> None:
+    update = torch.zeros(5)
+    assert ExactSum.fits(update)
+    update[3] = bad
+    assert not ExactSum.fits(update)
+
+
+def test_combine_is_the_weighted_sum() -> None:
+    a, b = np.array([1.0, 2.0], dtype=np.float32), np.array([3.0, -2.0], dtype=np.float32)
+    assert combine([(0.25, a), (0.75, b)]).tolist() == [2.5, -1.0]
+
+
+def test_water_fill_by_hand() -> None:
+    assert water_fill(np.array([5, 0, 2]), 3).tolist() == [0, 3, 0]
+    assert water_fill(np.array([5, 0, 2]), 8).tolist() == [0, 5, 3]
+    assert water_fill(np.array([5, 0, 2]), 4).tolist() == [0, 3, 1]
+    assert water_fill(np.array([0, 0, 0]), 5).tolist() == [2, 2, 1]
+    assert water_fill(np.array([4, 4]), 0).tolist() == [0, 0]
+    with pytest.raises(ValueError, match="negative"):
+        water_fill(np.array([1]), -1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(counts=st.lists(st.integers(0, 6), min_size=1, max_size=4), amount=st.integers(0, 7))
+def test_water_fill_has_the_largest_entropy_of_all_amounts(counts: list[int], amount: int) -> None:
+    def entropy(given_out: tuple[int, ...]) -> float:
+        shares = (np.array(counts) + given_out) / max(sum(counts) + amount, 1)
+        return float(-(shares[shares > 0] * np.log(shares[shares > 0])).sum())
+
+    found = water_fill(np.array(counts), amount)
+    assert found.sum() == amount
+    assert (found >= 0).all()
+    candidates = (c for c in itertools.product(range(amount + 1), repeat=len(counts)) if sum(c) == amount)
+    assert entropy(tuple(found)) == pytest.approx(max(entropy(candidate) for candidate in candidates), abs=1e-12)

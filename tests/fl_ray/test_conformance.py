@@ -1,0 +1,93 @@
+"""Every method on every backend gives the same weights to the bit, and leaves the same files."""
+
+import json
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fl_ray.config import RayConfig, RuntimeConfig
+from fl_ray.experiment import Experiment
+from fl_ray.registry import REGISTRY
+from fl_ray.run_folder import HISTORY_COLUMNS
+from fl_ray.runtime.base import Runtime
+from fl_ray.runtime.ray_backend import RayRuntime
+
+Run = Callable[..., tuple[Experiment, dict]]
+LAYOUTS = {
+    "pooled_1": RuntimeConfig(actors="pooled", num_actors=1),
+    "pooled_3": RuntimeConfig(actors="pooled", num_actors=3),
+    "per_client": RuntimeConfig(actors="per_client"),
+}
+CLIENTS = 4  # as many as the session's Ray has CPUs for, so that per_client fits
+
+
+@pytest.fixture(scope="module", params=list(LAYOUTS))
+def ray_runtime(request: pytest.FixtureRequest, ray_session: None) -> Iterator[Runtime]:
+    with RayRuntime(LAYOUTS[request.param], RayConfig()) as runtime:
+        yield runtime
+
+
+def weights(experiment: Experiment) -> dict[str, torch.Tensor]:
+    return load_file(experiment.folder / "model.safetensors")
+
+
+def assert_same(one: Experiment, other: Experiment) -> None:
+    mine, its = weights(one), weights(other)
+    assert mine.keys() == its.keys()
+    for name, value in mine.items():
+        assert torch.equal(value, its[name]), name
+    for row, same in zip(one.folder.history(), other.folder.history(), strict=True):
+        kept = [column for column in HISTORY_COLUMNS if column != "wall_s"]
+        assert json.dumps([row[column] for column in kept]) == json.dumps([same[column] for column in kept])
+
+
+@pytest.mark.parametrize("method", REGISTRY["method"])
+def test_ray_equals_in_process_to_the_bit(ray_runtime: Runtime, run_small: Run, method: str) -> None:
+    settings = {
+        "data__clients": CLIENTS,
+        "method__name": method,
+        "with_generator": method == "genfl",
+        "runtime__backend": "ray",
+        "data__client_test_fraction": 0.2,
+    }
+    oracle, expected = run_small(**{**settings, "runtime__backend": "in_process"})
+    found, summary = run_small(ray_runtime, **settings)
+    assert_same(oracle, found)
+    assert summary["final_accuracy"] == expected["final_accuracy"]
+    assert summary["client_accuracy"] == expected["client_accuracy"]
+
+
+def test_dropout_and_batch_norm_are_the_same_on_every_backend(ray_runtime: Runtime, run_small: Run) -> None:
+    settings = {"data__clients": CLIENTS, "model__name": "tests.fl_ray.own:OwnModule", "training__batch_size": 7}
+    oracle, _ = run_small(**settings)
+    found, _ = run_small(ray_runtime, **settings, runtime__backend="ray")
+    assert_same(oracle, found)
+
+
+@pytest.mark.parametrize("method", REGISTRY["method"])
+def test_every_method_leaves_its_files(run_small: Run, method: str) -> None:
+    experiment, summary = run_small(method__name=method, with_generator=method == "genfl")
+    for name in ("config.yaml", "history.csv", "summary.json", "model.safetensors", "report.html", "partition.json"):
+        assert (experiment.folder / name).stat().st_size > 0, name
+    history = experiment.folder.history()
+    assert [row["round"] for row in history] == [1, 2, 3]
+    assert list(history[0]) == list(HISTORY_COLUMNS)
+    assert summary["final_accuracy"] == history[-1]["test_accuracy"]
+    assert set(summary["wall_s"]) == {"start", "synthesis", "dispatch", "train", "aggregate", "evaluate", "log"}
+    assert experiment.folder.config() == experiment.config
+
+
+@pytest.mark.parametrize("partition", [name for name in REGISTRY["partition"] if name not in ("domain", "natural")])
+def test_every_partitioner_trains(run_small: Run, partition: str) -> None:
+    _, summary = run_small(data__partition__name=partition, rounds=2)
+    assert 0 <= summary["final_accuracy"] <= 1
+
+
+@pytest.mark.parametrize("model", REGISTRY["model"])
+def test_every_model_trains(run_small: Run, model: str) -> None:
+    small = {"resnet18": {"model__width": 8}, "vgg9": {"model__width": 4}}.get(model, {})
+    experiment, _ = run_small(model__name=model, rounds=1, training__batch_size=16, **small)
+    row = experiment.folder.history()[0]
+    assert row["train_loss"] == row["train_loss"]  # not NaN

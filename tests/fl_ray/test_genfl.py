@@ -1,0 +1,106 @@
+"""GenFL's two ends are AIGC-only and FedAvg, its sum is kappa-weighted, its images fill the scarce classes."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from fl_ray.data.parts import prepare
+from fl_ray.experiment import Experiment
+from fl_ray.model import ImageShape
+from fl_ray.progress import Progress
+from fl_ray.randomness import seeded_torch, torch_generator
+from fl_ray.synthesis import Synthesis
+
+Run = Callable[..., tuple[Experiment, dict]]
+GENFL = {"method__name": "genfl", "with_generator": True, "method__images_per_round": 30, "method__max_images": 60}
+
+
+def model(experiment: Experiment) -> dict[str, torch.Tensor]:
+    return load_file(experiment.folder / "model.safetensors")
+
+
+def test_kappa2_zero_is_fedavg_to_the_bit(run_small: Run) -> None:
+    genfl, summary = run_small(**GENFL, method__kappa1=1.0, method__kappa2=0.0)
+    fedavg, expected = run_small()
+    assert all(torch.equal(value, model(fedavg)[name]) for name, value in model(genfl).items())
+    assert summary["energy_j"] == expected["energy_j"]
+    assert summary["bytes_up"] == expected["bytes_up"]
+
+
+def test_kappa1_zero_is_training_on_synthetic_images_alone(run_small: Run) -> None:
+    """Against a plain loop over the same images, in the order that the keys give."""
+    experiment, summary = run_small(**GENFL, method__kappa1=0.0, method__kappa2=1.0)
+    assert summary["energy_j"] == 0
+    config = experiment.config
+    data = prepare(config.data, config.seed)
+    source = Synthesis(config.generator, data, Progress(False), on_ray=False, threads=1)
+    with seeded_torch(config.seed, "init"):
+        net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+    made = np.zeros(10, dtype=int)
+    for number in range(config.rounds):
+        if made.sum() < 60:
+            cohort = experiment.method.cohort(_stub(config), number)
+            counts = data.counts[cohort].sum(axis=0)
+            for _ in range(30):  # water-filling, one image after another
+                made_now = made.copy()
+                made_now[np.argmin(counts)] += 1
+                counts[np.argmin(counts)] += 1
+                made = made_now
+        images, labels = source.images(made, config.seed)
+        x = ImageShape.of(data.source).normalise(images, torch.device("cpu"))
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        order = torch.randperm(len(x), generator=torch_generator(config.seed, "server/order", number, 0))
+        for rows in order.split(8):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(x[rows]), torch.from_numpy(labels)[rows]).backward()
+            optimizer.step()
+    assert summary["synthetic_images"] == made.tolist()
+    for name, value in net.state_dict().items():
+        assert torch.allclose(model(experiment)[f"network.{name}"], value, atol=1e-6), name
+
+
+def _stub(config: object) -> object:
+    from types import SimpleNamespace
+
+    return SimpleNamespace(config=config)
+
+
+def test_one_round_is_the_kappa_weighted_sum_of_both_ends(run_small: Run) -> None:
+    mixed, _ = run_small(**GENFL, rounds=1, method__kappa1=0.25, method__kappa2=0.75)
+    clients, _ = run_small(**GENFL, rounds=1, method__kappa1=1.0, method__kappa2=0.0)
+    server, _ = run_small(**GENFL, rounds=1, method__kappa1=0.0, method__kappa2=1.0)
+    for name, value in model(mixed).items():
+        expected = 0.25 * model(clients)[name].double() + 0.75 * model(server)[name].double()
+        assert torch.allclose(value.double(), expected, atol=1e-7), name
+
+
+def test_images_are_capped_and_label_counts_are_sent_once(run_small: Run) -> None:
+    genfl, summary = run_small(**GENFL)
+    _, plain = run_small()
+    assert sum(summary["synthetic_images"]) == 60
+    assert summary["bytes_up"] - plain["bytes_up"] == 6 * 10 * 8
+    assert summary["bytes_down"] == plain["bytes_down"]
+    assert (genfl.folder / "samples.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"method__kappa1": 0.5, "method__kappa2": 0.6}, "must be 1"),
+        ({"method__kappa1": 1.5, "method__kappa2": -0.5}, r"must be in \[0, 1\]"),
+        ({"method__images_per_round": 0}, "positive"),
+        ({"method__server_epochs": 0}, "server_epochs"),
+    ],
+)
+def test_bad_settings_are_refused(run_small: Run, settings: dict, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        run_small(**{**GENFL, **settings})
+
+
+def test_a_method_that_needs_a_generator_says_so(run_small: Run) -> None:
+    with pytest.raises(ValueError, match="needs a generator"):
+        run_small(method__name="genfl")

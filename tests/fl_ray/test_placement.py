@@ -1,0 +1,123 @@
+"""Bundles mean something: tiers change which actors there are and what runs at once."""
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+
+from fl_ray.config import FleetConfig, RayConfig, RunConfig, RuntimeConfig, TierConfig
+from fl_ray.data.parts import prepare
+from fl_ray.devices.fleet import draw_fleet
+from fl_ray.errors import PlacementError
+from fl_ray.model import ImageShape, initial_weights
+from fl_ray.runtime.base import Phases
+from fl_ray.runtime.host import ClientRecord, Job, JobData, Task
+from fl_ray.runtime.placement import plan_slots
+from fl_ray.runtime.ray_backend import RayRuntime
+
+CLUSTER = {"CPU": 4.0, "bandwidth": 8.0, "memory": 8e9}
+POOLED = RuntimeConfig(actors="pooled")
+
+
+def tiers(*settings: tuple[float, float]) -> FleetConfig:
+    return FleetConfig(
+        tiers=[TierConfig(f"t{i}", cpus=cpus, bandwidth=band) for i, (cpus, band) in enumerate(settings)]
+    )
+
+
+def planned(runtime: RuntimeConfig, fleet: FleetConfig, tier_of: Sequence[int], cohort: int = 99) -> list[int]:
+    return [slot.tier for slot in plan_slots(runtime, fleet, np.array(tier_of), cohort, CLUSTER)]
+
+
+def test_pooled_actors_by_hand() -> None:
+    assert planned(POOLED, tiers((1, 1)), [0] * 10) == [0] * 4  # four CPUs
+    assert planned(POOLED, tiers((2, 1)), [0] * 10) == [0] * 2  # two CPUs each
+    assert planned(POOLED, tiers((0.5, 4)), [0] * 10) == [0] * 2  # bandwidth binds
+    assert planned(POOLED, tiers((1, 1)), [0] * 10, cohort=3) == [0] * 3  # nobody idles
+    assert planned(POOLED, tiers((2, 1), (1, 1)), [0] * 5 + [1] * 5) == [0, 1, 1]
+    assert planned(RuntimeConfig(actors="pooled", num_actors=2), tiers((1, 1)), [0] * 10) == [0, 0]
+
+
+def test_auto_takes_per_client_only_where_it_fits() -> None:
+    auto = RuntimeConfig(actors="auto")
+    slots = plan_slots(auto, tiers((1, 1)), np.zeros(4, dtype=int), 4, CLUSTER)
+    assert [slot.client for slot in slots] == [0, 1, 2, 3]
+    pooled = plan_slots(auto, tiers((1, 1)), np.zeros(5, dtype=int), 5, CLUSTER)
+    assert [slot.client for slot in pooled] == [None] * 4
+
+
+@pytest.mark.parametrize(
+    ("runtime", "fleet", "tier_of", "match"),
+    [
+        (RuntimeConfig(actors="per_client"), tiers((1, 1)), [0] * 5, "5 clients need CPU 5.*CPU 4"),
+        (RuntimeConfig(actors="pooled", num_actors=5), tiers((1, 1)), [0] * 9, "CPU 4.*lower runtime.num_actors"),
+        (POOLED, tiers((8, 1)), [0] * 9, "CPU 8"),
+        (POOLED, tiers((1, 9)), [0] * 9, "bandwidth 9"),
+        (RuntimeConfig(actors="pooled", num_actors=1), tiers((1, 1), (1, 1)), [0, 1], "hosts one tier"),
+        (RuntimeConfig(actors="pooled", gpus_per_actor=0.5), tiers((1, 1)), [0] * 9, "GPU 0.5"),
+    ],
+)
+def test_what_can_not_be_placed_is_said_at_once(
+    runtime: RuntimeConfig, fleet: FleetConfig, tier_of: list[int], match: str
+) -> None:
+    with pytest.raises(PlacementError, match=match):
+        plan_slots(runtime, fleet, np.array(tier_of), 9, CLUSTER)
+
+
+def trained_at_once(config: RunConfig) -> tuple[list[ClientRecord], np.ndarray]:
+    """Records of one round in which all clients train, and the clients' tiers."""
+    data = prepare(config.data, config.seed)
+    shape = ImageShape.of(data.source)
+    fleet = draw_fleet(config.fleet, config.data.clients, config.seed)
+    weights = initial_weights(config.model, shape, config.training, config.seed)
+    arrays = JobData(data.images, data.labels, data.partition, data.held_out, data.test_images, data.test_labels)
+    with RayRuntime(config.runtime, RayConfig()) as runtime:
+        job = Job(config.model, shape, config.training, config.seed, config.rounds, 1)
+        runtime.open(job, arrays, config.fleet, fleet.tier, config.cohort_size)
+        tasks = [Task(client, 1 / config.data.clients) for client in range(config.data.clients)]
+        result = runtime.train(tasks, weights, 0, False, Phases())
+    return result.records, fleet.tier
+
+
+def most_at_once(records: list[ClientRecord]) -> int:
+    return max(sum(other.started <= record.started < other.ended for other in records) for record in records)
+
+
+def test_tiers_change_what_runs_at_once(ray_session: None, small: Callable[..., RunConfig]) -> None:
+    settings = {
+        "data__clients": 8,
+        "data__partition": {"name": "iid"},
+        "runtime__backend": "ray",
+        "runtime__actors": "pooled",
+        "training__local_epochs": 25,
+        "clients_per_round": 8,
+    }
+    one, _ = trained_at_once(small(**settings, fleet__tiers=[{"name": "all", "cpus": 2.0}]))
+    assert most_at_once(one) == 2
+    two_tiers = [{"name": "big", "cpus": 2.0, "fraction": 0.5}, {"name": "small", "cpus": 1.0, "fraction": 0.5}]
+    two, tier_of = trained_at_once(small(**settings, fleet__tiers=two_tiers))
+    assert most_at_once(two) == 3
+    assert most_at_once([record for record in two if tier_of[record.client] == 0]) == 1
+    assert most_at_once([record for record in two if tier_of[record.client] == 1]) == 2
+
+
+def test_bundles_that_others_hold_are_waited_for_only_so_long(
+    ray_session: None, small: Callable[..., RunConfig]
+) -> None:
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    other = placement_group([{"CPU": 3.0}])
+    assert other.wait(20)
+    start = time.monotonic()
+    try:
+        config = small(
+            runtime__backend="ray", runtime__actors="pooled", runtime__num_actors=3, runtime__placement_timeout_s=1.0
+        )
+        with pytest.raises(PlacementError, match=r"Asked for: 3 x.*'CPU': 1.0.*The cluster has"):
+            trained_at_once(config)
+    finally:
+        remove_placement_group(other)
+    assert time.monotonic() - start < 30
+    assert ray.is_initialized()

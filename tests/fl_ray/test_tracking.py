@@ -1,0 +1,81 @@
+"""MLflow: what a run leaves in a store, that its model loads and predicts, that resuming doubles nothing."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+
+from fl_ray.config import RunConfig
+from fl_ray.errors import SettingError
+from fl_ray.experiment import Experiment, open_runtime
+from fl_ray.tracking import Tracker, prepare_store
+from tests.fl_ray.test_runs import StopAfter
+
+Run = Callable[..., tuple[Experiment, dict]]
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)  # artifacts lie beside the working folder's store
+    return f"sqlite:///{tmp_path / 'store.db'}"
+
+
+def test_a_run_is_tracked_whole(run_small: Run, store: str) -> None:
+    experiment, summary = run_small(tracking__enabled=True, tracking__uri=store, name="tracked")
+    client = mlflow.MlflowClient(store)
+    (found,) = client.search_runs([client.get_experiment_by_name("tracked").experiment_id])
+    assert found.info.run_id == (experiment.folder / "tracking.txt").read_text()
+    assert found.info.status == "FINISHED"
+    assert found.data.params["data.partition.alpha"] == "0.5"
+    assert {found.data.tags[name] for name in ("method", "data", "partition")} == {"fedavg", "digits", "dirichlet"}
+    assert found.data.metrics["final_accuracy"] == pytest.approx(summary["final_accuracy"])
+    history = client.get_metric_history(found.info.run_id, "test_accuracy")
+    assert [(metric.step, metric.value) for metric in history] == [
+        (row["round"], pytest.approx(row["test_accuracy"])) for row in experiment.folder.history()
+    ]
+    contexts = {tag.value for entry in found.inputs.dataset_inputs for tag in entry.tags}
+    assert contexts == {"clients", "public", "test"}
+    names = {item.path for item in client.list_artifacts(found.info.run_id)}
+    assert {"report.html", "summary.json", "config.yaml", "accuracy.svg", "model.safetensors"} <= names
+    (logged,) = client.search_logged_models([found.info.experiment_id])
+    model = mlflow.pyfunc.load_model(f"models:/{logged.model_id}")
+    assert model.metadata.signature is not None
+    assert np.asarray(model.predict(np.zeros((5, 1, 8, 8), dtype=np.float32))).shape == (5, 10)
+
+
+def test_a_resumed_run_is_one_run_without_doubled_steps(
+    small: Callable[..., RunConfig], store: str, tmp_path: Path
+) -> None:
+    config = small(tracking__enabled=True, tracking__uri=store, rounds=4, checkpoint__every=2)
+    folder = tmp_path / "cut"
+    folder.mkdir()
+    with open_runtime(config) as runtime:
+        with pytest.raises(KeyboardInterrupt):
+            Experiment(config, folder, runtime, StopAfter(3)).run()
+        client = mlflow.MlflowClient(store)
+        assert client.get_run((folder / "tracking.txt").read_text()).info.status == "KILLED"
+        Experiment(config, folder, runtime, resume=True).run()
+    (found,) = client.search_runs([client.get_experiment_by_name("small").experiment_id])
+    assert found.info.status == "FINISHED"
+    assert [metric.step for metric in client.get_metric_history(found.info.run_id, "energy_j")] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("uri", ["sqlite:////proc/no/store.db", "http://127.0.0.1:9", "nonsense://x"])
+def test_a_store_that_can_not_be_used_is_named(small: Callable[..., RunConfig], uri: str) -> None:
+    config = small(tracking__enabled=True, tracking__uri=uri)
+    with pytest.raises(SettingError, match=r"tracking.uri.*--tracking.enabled false"):
+        prepare_store(config)
+
+
+def test_a_store_that_fails_later_does_not_take_the_run_with_it(
+    run_small: Run, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Tracker) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Tracker, "_log_rows", full)
+    experiment, summary = run_small(tracking__enabled=True, tracking__uri=store)
+    assert summary["status"] == "finished"
+    assert "disk full" in experiment.tracker.error

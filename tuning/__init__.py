@@ -1,0 +1,1 @@
+"""Search. Knows no federated learning: it is handed an objective."""
