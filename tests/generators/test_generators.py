@@ -1,0 +1,205 @@
+"""Generators: samples fixed by (seed, class, index) for any pool; the pipeline folder; the cache; wrong input."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, UNet2DModel
+
+from fl_ray.config import RunConfig
+from fl_ray.data.parts import FederatedData, prepare
+from fl_ray.errors import PlacementError, SettingError
+from fl_ray.progress import Progress
+from fl_ray.synthesis import Synthesis
+from generators.base import Block, TrainingImages, block_seed
+from generators.cache import BlockCache, stored_folder
+from generators.diffusion import ClassConditionalPipeline, DiffusionGenerator
+from generators.pool import GeneratorPool, LocalPool
+from lightning_modules.diffusion import ClassConditionalDDPM, make_unet
+from tests.conftest import TINY_GENERATOR
+
+TINY = {name: value for name, value in TINY_GENERATOR.items() if name != "name"}
+
+
+@pytest.fixture(scope="module")
+def images() -> TrainingImages:
+    """Two classes of 8x8 images: dark and bright."""
+    labels = np.arange(40) % 2
+    pixels = np.random.default_rng(0).integers(0, 40, (40, 1, 8, 8)) + 200 * labels[:, None, None, None]
+    return TrainingImages(pixels.astype(np.uint8), labels, ["dark", "bright"], "made-here")
+
+
+@pytest.fixture(scope="module")
+def folder(images: TrainingImages, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("generator") / "weights"
+    told: list[int] = []
+    DiffusionGenerator(**{**TINY, "train_steps": 150, "lr": 3e-3, "ema": 0.9}).fit(
+        images, path, lambda step, steps, loss: told.append(step)
+    )
+    assert told[-1] == 150
+    return path
+
+
+def test_it_learns_which_class_is_which(folder: Path) -> None:
+    sampler = DiffusionGenerator(**{**TINY, "steps": 10}).load(folder, torch.device("cpu"))
+    dark, bright = (sampler.sample(Block(0, label, 0)) for label in (0, 1))
+    assert dark.shape == bright.shape == (5, 1, 8, 8)
+    assert dark.dtype == np.uint8
+    assert bright.mean() - dark.mean() > 60
+
+
+def test_the_folder_is_a_diffusers_pipeline(folder: Path) -> None:
+    assert (folder / "model_index.json").exists()
+    assert (folder / "unet" / "diffusion_pytorch_model.safetensors").exists()
+    loaded = ClassConditionalPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
+    assert isinstance(loaded, DiffusionPipeline)
+    assert isinstance(loaded.unet, UNet2DModel)
+
+
+def test_samples_do_not_depend_on_the_pool(folder: Path, ray_session: None) -> None:
+    generator = DiffusionGenerator(**TINY)
+    blocks = [Block(7, label, number) for label in (0, 1) for number in range(3)]
+    torch.set_num_threads(1)
+    local = dict(LocalPool(generator, folder).make(blocks))
+    for actors in (1, 3):
+        pool = GeneratorPool(generator, folder, actors, cpus=0, gpus=0)
+        made = dict(pool.make(list(reversed(blocks))))
+        pool.close()
+        assert made.keys() == local.keys()
+        assert all((made[block] == local[block]).all() for block in blocks)
+    assert (local[blocks[0]] != local[blocks[1]]).any()
+    assert len({block_seed(block) for block in blocks} | {block_seed(Block(8, 0, 0))}) == 7
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp"])
+def test_guidance_of_one_is_plain_conditional_sampling(folder: Path, sampler: str) -> None:
+    """Against a hand-written loop; and any other weight is the sum of both predictions."""
+    settings = DiffusionGenerator(**{**TINY, "sampler": sampler, "guidance": 1.0, "steps": 4})
+    found = settings.load(folder, torch.device("cpu")).sample(Block(0, 1, 0))
+    unet = UNet2DModel.from_pretrained(folder, subfolder="unet", low_cpu_mem_usage=False).eval()
+    pipeline = settings.load(folder, torch.device("cpu")).pipeline
+    x = torch.randn((5, 1, 8, 8), generator=torch.Generator().manual_seed(block_seed(Block(0, 1, 0))))
+    pipeline.scheduler.set_timesteps(4)
+    with torch.no_grad():
+        for t in pipeline.scheduler.timesteps:
+            eps = unet(x, t, class_labels=torch.ones(5, dtype=torch.long)).sample
+            x = pipeline.scheduler.step(eps, t, x).prev_sample
+    assert (found == ((x + 1) / 2).clamp(0, 1).mul(255).round().to(torch.uint8).numpy()).all()
+
+
+def test_ddim_steps_match_the_closed_form(folder: Path) -> None:
+    """x_{t-1} = sqrt(a_{t-1}) x0 + sqrt(1 - a_{t-1}) eps with x0 = (x - sqrt(1 - a_t) eps) / sqrt(a_t), clipped."""
+    generator = DiffusionGenerator(**{**TINY, "sampler": "ddim", "guidance": 1.0, "steps": 4})
+    pipeline = generator.load(folder, torch.device("cpu")).pipeline
+    assert isinstance(pipeline.scheduler, DDIMScheduler)
+    labels = torch.zeros(2, dtype=torch.long)
+    found = pipeline(labels, torch.Generator().manual_seed(1), steps=4, guidance=1.0)
+    alphas = DDPMScheduler.from_pretrained(folder, subfolder="scheduler").alphas_cumprod
+    x = torch.randn((2, 1, 8, 8), generator=torch.Generator().manual_seed(1))
+    steps = [750, 500, 250, 0]
+    with torch.no_grad():
+        for t, after in zip(steps, [*steps[1:], None], strict=True):
+            eps = pipeline.unet(x, t, class_labels=labels).sample
+            clean = ((x - (1 - alphas[t]).sqrt() * eps) / alphas[t].sqrt()).clamp(-1, 1)
+            last = alphas[after] if after is not None else pipeline.scheduler.final_alpha_cumprod
+            x = last.sqrt() * clean + (1 - last).sqrt() * eps
+    assert torch.allclose(found, ((x + 1) / 2).clamp(0, 1), atol=1e-4)
+
+
+def test_training_is_repeatable(images: TrainingImages, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    generator = DiffusionGenerator(**{**TINY, "train_steps": 5})
+    for name in ("one", "two"):
+        generator.fit(images, tmp_path / name, lambda *told: None)
+    one, two = (load_file(tmp_path / name / "unet" / "diffusion_pytorch_model.safetensors") for name in ("one", "two"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_dropped_labels_are_the_null_class() -> None:
+    unet = make_unet(8, 1, 3, [8, 16])
+    assert unet.config.num_class_embeds == 4
+    module = ClassConditionalDDPM(unet, DDPMScheduler(), label_dropout=0.999999)
+    seen: list[torch.Tensor] = []
+    unet.class_embedding.register_forward_hook(lambda _, arguments, __: seen.append(arguments[0]))
+    module.training_step((torch.zeros(6, 1, 8, 8), torch.tensor([0, 1, 2, 0, 1, 2])), 0)
+    assert set(seen[0].tolist()) == {3}
+
+
+def test_cache_files_are_whole_or_not_there(tmp_path: Path) -> None:
+    cache, block = BlockCache(tmp_path / "images"), Block(0, 1, 2)
+    assert cache.get(block) is None
+    cache.put(block, np.full((2, 1, 3, 3), 9, dtype=np.uint8))
+    assert (cache.get(block) == 9).all()
+    assert [path.name for path in (tmp_path / "images").rglob("*") if path.is_file()] == ["block_000002.npy"]
+
+    def cut(draft: Path) -> None:
+        draft.mkdir()
+        (draft / "half").touch()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stored_folder(tmp_path / "weights", cut)
+    assert not (tmp_path / "weights").exists()
+    assert stored_folder(tmp_path / "weights", lambda draft: draft.mkdir())
+    assert not stored_folder(tmp_path / "weights", cut)
+
+
+def data_of(config: RunConfig) -> FederatedData:
+    return prepare(config.data, config.seed)
+
+
+def test_images_are_made_once_and_counted_by_class(
+    small: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small(with_generator=True)
+    first = Synthesis(config.generator, data_of(config), Progress(False), on_ray=False, threads=1)
+    counts = np.array([7, 0, 1, 0, 0, 0, 0, 0, 0, 12])
+    images, labels = first.images(counts, seed=11)
+    assert np.bincount(labels, minlength=10).tolist() == counts.tolist()
+    assert images.shape == (20, 1, 8, 8)
+    made = first.report()["images_made"]
+    assert made == 5 * (2 + 1 + 3)
+    again = Synthesis(config.generator, data_of(config), Progress(False), on_ray=False, threads=1)
+    more, more_labels = again.images(counts + 1, seed=11)
+    assert (more[more_labels == 9][:12] == images[labels == 9]).all()
+    assert again.report()["images_made"] == 5 * 7  # the seven classes that had none
+    other, _ = again.images(counts, seed=12)
+    assert (other != images).any()
+
+
+def test_the_key_changes_with_data_and_settings_but_not_with_the_seed(small: Callable[..., RunConfig]) -> None:
+    def key(**overrides: object) -> str:
+        config = small(with_generator=True, **overrides)
+        return Synthesis(config.generator, data_of(config), Progress(False), False, 1).key
+
+    assert key() == key(seed=5)
+    changed = [key(data__split_seed=1), key(generator__train_steps=31), key(data__public_fraction=0.3)]
+    assert len({key(), *changed}) == 4
+    assert key() == key(generator__steps=4)  # sampling settings keep the weights
+
+
+def test_generator_that_can_not_learn_or_fit(small: Callable[..., RunConfig], ray_session: None) -> None:
+    config = small(with_generator=True, data__public_fraction=0.0)
+    with pytest.raises(SettingError, match="public part holds no images"):
+        Synthesis(config.generator, data_of(config), Progress(False), False, 1)
+    config = small(with_generator=True, generator__widths=[8, 8, 8, 8, 8])
+    with pytest.raises(SettingError, match="not divisible"):
+        Synthesis(config.generator, data_of(config), Progress(False), False, 1).prepare()
+    config = small(with_generator=True, generator__pool__gpus=1.0)
+    with pytest.raises(PlacementError, match=r"2 actors x 1 GPU.*generator.pool.gpus"):
+        Synthesis(config.generator, data_of(config), Progress(False), True, 1).images(np.ones(10, dtype=int), 99)
+
+
+@pytest.mark.parametrize("bad", [{"train_steps": 0}, {"label_dropout": 1.0}, {"steps": 2000}, {"lr": -1.0}])
+def test_bad_settings_are_refused(bad: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        DiffusionGenerator(**bad)
+
+
+def test_an_unknown_class_is_refused(folder: Path) -> None:
+    sampler = DiffusionGenerator(**TINY).load(folder, torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"class 2 is unknown.*0\.\.1"):
+        sampler.sample(Block(0, 2, 0))
