@@ -28,8 +28,7 @@ class Progress:
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._bars: Bars | None = None
         self._task: tuple[str, Any] | None = None
-        self._work: tuple[str, str] | None = None
-        self._last = 0.0
+        self._told: dict[tuple[str, str], float] = {}  # when a line of each work was last printed, or it began
 
     def message(self, text: str) -> None:
         """A line that stays."""
@@ -51,13 +50,14 @@ class Progress:
             self._show(what, done, total, detail)
             return
         self.stop()
-        now = time.monotonic()
-        if self._work != (self.label, what):
-            self._work, self._last = (self.label, what), now
-        ended = done == total and (what == "round" or now - self._last > PLAIN_AFTER_S)
-        if ended or now - self._last > PLAIN_EVERY_S:
+        now, work = time.monotonic(), (self.label, what)
+        self._told.setdefault(work, now)
+        ended = done == total and (what == "round" or now - self._told[work] > PLAIN_AFTER_S)
+        if ended or now - self._told[work] > PLAIN_EVERY_S:
             self.message(f"{what} {done}/{total}" + (f", {detail}" if detail else ""))
-            self._last = now
+            self._told[work] = now
+        if done == total:
+            del self._told[work]
 
     def _prefix(self) -> str:
         return f"[{self.label}] " if self.label else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import errno
 import importlib.metadata
 import json
 import math
@@ -47,20 +46,17 @@ def new_folder(path: Path) -> Path:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if any(path.iterdir()):
-            raise OutputError(
-                f"--output {path}: the folder is in use, and nothing is overwritten; name another one, or go on with "
-                "an interrupted run: fl-ray run --resume DIR"
-            )
+        used = any(path.iterdir())
         probe = path / ".writable"
         probe.touch()
         probe.unlink()
-    except (PermissionError, FileExistsError, NotADirectoryError) as error:
-        raise OutputError(f"--output {path}: {error.strerror}; name a folder that you may write") from error
     except OSError as error:
-        if error.errno in (errno.EROFS, errno.ENOSPC, errno.EDQUOT):
-            raise OutputError(f"--output {path}: {error.strerror}; name a folder on another disk") from error
-        raise
+        raise OutputError(f"--output {path}: {error.strerror}; name a folder that can be written") from error
+    if used:
+        raise OutputError(
+            f"--output {path}: the folder is in use, and nothing is overwritten; name another one, or go on with "
+            "an interrupted run: fl-ray run --resume DIR"
+        )
     return path
 
 

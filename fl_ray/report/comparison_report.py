@@ -47,7 +47,7 @@ def comparison_table(rows: Sequence[dict[str, Any]], targets: Sequence[float], b
 
 
 def comparison_report(output: Path, folders: Sequence[RunFolder]) -> Table:
-    """Write comparison.csv, figures/accuracy.svg and report.html into ``output``; the brief
+    """Write comparison.csv, comparison.md, figures/accuracy.svg and report.html into ``output``; the brief
     table.
 
     Raises:
@@ -58,6 +58,8 @@ def comparison_report(output: Path, folders: Sequence[RunFolder]) -> Table:
         raise OutputError(f"{', '.join(str(folder.path) for folder in folders)}: no finished run to report on")
     targets = next(iter(by_label.values()))[0].config().targets
     write_comparison_csv(rows, output / "comparison.csv")
+    brief = comparison_table(rows, targets, brief=True)
+    (output / "comparison.md").write_text(_markdown(*brief), encoding="utf-8")
     columns, cells = comparison_table(rows, targets)
     histories = {label: [folder.history() for folder in members] for label, members in by_label.items()}
     curves = save_svg(output, "accuracy", accuracy_figure(histories, targets))
@@ -82,7 +84,13 @@ def comparison_report(output: Path, folders: Sequence[RunFolder]) -> Table:
     lead = f"{summary['data']}, {len(rows)} settings, seeds {rows[0]['seeds']}"
     text = html.page(f"fl_ray: {summary['name']}", lead, [part for part in sections if part])
     (output / "report.html").write_text(text, encoding="utf-8")
-    return comparison_table(rows, targets, brief=True)
+    return brief
+
+
+def _markdown(columns: list[str], cells: list[list[str]]) -> str:
+    """The table for a README, so that nobody types numbers."""
+    rule = ["---"] + ["---:"] * (len(columns) - 1)
+    return "".join("| " + " | ".join(line) + " |\n" for line in [columns, rule, *cells])
 
 
 def _links(output: Path, by_label: dict[str, list[RunFolder]]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,8 +38,9 @@ def connect(config: RayConfig) -> bool:
     common: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if config.address is not None:
         try:
+            _answers(config.address)
             ray.init(address=config.address, **common)
-        except (ConnectionError, ValueError) as error:
+        except (OSError, ValueError) as error:  # ConnectionError is an OSError
             raise PlacementError(
                 f"ray.address is {config.address}, but no Ray cluster answers there ({error}); start one with "
                 "`ray start --head`, or leave ray.address out to start Ray here"
@@ -51,6 +53,13 @@ def connect(config: RayConfig) -> bool:
             **common,
         )
     return True
+
+
+def _answers(address: str) -> None:
+    """Fail at once where nobody listens; Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=5).close()
 
 
 @ray.remote

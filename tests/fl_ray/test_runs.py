@@ -137,7 +137,7 @@ def test_folders_in_use_are_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "old" / "result").write_text("mine")
     with pytest.raises(OutputError, match="in use"):
         new_folder(tmp_path / "old")
-    with pytest.raises(OutputError, match="name a folder"):
+    with pytest.raises(OutputError, match="can be written"):
         new_folder(tmp_path / "old" / "result")
     assert (tmp_path / "old" / "result").read_text() == "mine"
 
