@@ -288,7 +288,7 @@ def _parse(parser: Any, values: dict[str, Any], label: str | None = None) -> Any
     from argparse import ArgumentError
 
     try:
-        return parser.parse_object(values)
+        return parser.parse_object(_copy(values))  # jsonargparse writes into what it is given
     except (ArgumentError, TypeError) as error:
         message = " ".join(str(error).split())
         message = re.sub(r'^Parser key "([^"]*)":', lambda match: match[1] + ":", message)

@@ -67,6 +67,9 @@ def test_the_mnist_recipe_runs_on_real_mnist(real_data: Path, tmp_path: Path) ->
     }
     config = make_config(apply_overrides(load_recipe(ROOT / "experiments" / "genfl" / "mnist.yaml"), changes))
     with open_runtime(config) as runtime:
-        summary = Experiment(config, tmp_path, runtime).run()
-    assert summary["final_accuracy"] > 0.2
+        experiment = Experiment(config, tmp_path, runtime)
+        summary = experiment.run()
+    assert summary["status"] == "finished"
+    first, second = (row["train_loss"] for row in experiment.folder.history())
+    assert second < first < np.log(10)  # skewed clients learn their few classes at once
     assert sum(summary["synthetic_images"]) == 100

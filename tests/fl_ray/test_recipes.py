@@ -25,6 +25,13 @@ def test_a_resolved_recipe_survives_yaml() -> None:
     assert make_config(yaml.safe_load(yaml.safe_dump(to_dict(config)))) == config
 
 
+def test_checking_a_recipe_leaves_it_as_it_is() -> None:
+    recipe = {"fleet": {"tiers": [{"name": "a"}]}, "data": {"partition": {"name": "iid"}}}
+    before = yaml.safe_dump(recipe)
+    make_config(recipe)
+    assert yaml.safe_dump(recipe) == before
+
+
 def test_overrides_reach_every_depth_and_names_start_afresh() -> None:
     recipe = {"data": {"partition": {"name": "dirichlet", "alpha": 0.3, "min_samples": 2}}, "method": {"name": "genfl"}}
     changed = apply_overrides(recipe, {"data.partition.alpha": 0.1, "method.kappa1": 1, "method.kappa2": 0})
