@@ -20,6 +20,7 @@ from fl_ray.recipes import apply_overrides, compare_entries, make_config, to_dic
 from fl_ray.run_folder import RunFolder, new_folder
 from fl_ray.runtime.base import Runtime
 from fl_ray.summary import aggregate
+from fl_ray.tracking import prepare_store
 
 __all__ = ["Comparison", "plan_comparison", "rows_of_runs", "run_comparison", "write_comparison_csv"]
 
@@ -96,6 +97,9 @@ def run_comparison(comparison: Comparison, output: Path, progress: Progress) -> 
     open_runs = [(label, config) for label, config in runs if not _is_done(output, label, config)]
     if len(open_runs) < len(runs):
         progress.message(f"{len(runs) - len(open_runs)} of {len(runs)} runs were finished before in {output}")
+    for config in comparison.configs.values():
+        if config.tracking.enabled:
+            prepare_store(replace(config, name=comparison.name))  # once, before any run logs into it
     runtimes: dict[str, Runtime] = {}
     try:
         for number, (label, config) in enumerate(open_runs, len(runs) - len(open_runs) + 1):

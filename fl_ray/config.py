@@ -160,7 +160,7 @@ class RuntimeConfig:
     threads: int = 1
     """Torch threads of each actor (also of the in-process backend)."""
     gpus_per_actor: float = 0.0
-    placement_timeout_s: float = 30.0
+    placement_timeout_s: float = 25.0
 
     def __post_init__(self) -> None:
         _require(self.threads >= 1, "runtime.threads", self.threads, "at least 1")

@@ -78,17 +78,26 @@ def apply_overrides(recipe: Mapping[str, Any], overrides: Mapping[str, Any]) -> 
         *path, last = key.split(".")
         section = result
         for depth, part in enumerate(path):
-            if section.get(part) is None:
-                section[part] = {}
-            section = section[part]
-            if not isinstance(section, dict):
+            section = _inside(section, part)
+            if not isinstance(section, (dict, list)):
                 inner = ".".join(path[: depth + 1])
                 raise SettingError(f"--{key}: {inner} is {section!r}, which has no settings inside")
+        if isinstance(section, list):
+            raise SettingError(f"--{key}: give the whole list, or a setting of an item, as fleet.tiers.0.cpus")
         if last == "name" and path and path[-1] in INJECTED and section.get("name") not in (None, flat[key]):
             for old in set(section) - _own_keys(path[-1]):
                 del section[old]
         section[last] = flat[key]
     return result
+
+
+def _inside(section: Any, part: str) -> Any:
+    """What ``part`` names in a mapping (made if it is not there) or, by number, in a list."""
+    if isinstance(section, list):
+        return section[int(part)] if part.isdigit() and int(part) < len(section) else None
+    if section.get(part) is None:
+        section[part] = {}
+    return section[part]
 
 
 def _own_keys(kind: str) -> set[str]:

@@ -21,7 +21,7 @@ from fl_ray.errors import ClientError
 from fl_ray.model import ImageShape, WeightLayout, build_module
 from fl_ray.runtime.local_training import lr_factor, train_locally
 
-__all__ = ["ClientHost", "ClientRecord", "Evaluation", "Job", "JobData", "PartialResult", "Task"]
+__all__ = ["ClientHost", "ClientRecord", "Evaluation", "Job", "JobData", "PartialResult", "Task", "peak_memory_mb"]
 
 EVALUATION_BLOCK = 500
 
@@ -208,6 +208,7 @@ class ClientHost:
         loss = float(functional.cross_entropy(logits.double(), y, reduction="sum"))
         return Evaluation(correct, loss, len(y))
 
-    def peak_memory_mb(self) -> float:
-        """The largest resident size that this process has had, MiB."""
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+def peak_memory_mb() -> float:
+    """The largest resident size that this process has had, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

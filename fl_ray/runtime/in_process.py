@@ -9,7 +9,7 @@ import numpy as np
 
 from fl_ray.config import FleetConfig
 from fl_ray.runtime.base import Phases, RoundResult, Runtime, merge, sum_evaluations
-from fl_ray.runtime.host import ClientHost, Evaluation, Job, JobData, Task
+from fl_ray.runtime.host import ClientHost, Evaluation, Job, JobData, Task, peak_memory_mb
 
 __all__ = ["InProcessRuntime"]
 
@@ -51,7 +51,7 @@ class InProcessRuntime(Runtime):
         return _Done(self.host.train_on(*images, weights, round_number, epochs))
 
     def memory_mb(self) -> dict[str, float]:
-        return {"driver": self.host.peak_memory_mb()}
+        return {"driver": peak_memory_mb()}
 
     def close(self) -> None:
         self.__dict__.pop("host", None)

@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from fl_ray.config import FleetConfig, RayConfig, RuntimeConfig
 from fl_ray.errors import FlRayError, PlacementError
 from fl_ray.runtime.base import Phases, RoundResult, Runtime, merge, sum_evaluations
-from fl_ray.runtime.host import ClientHost, Evaluation, Job, JobData, PartialResult, Task
+from fl_ray.runtime.host import ClientHost, Evaluation, Job, JobData, PartialResult, Task, peak_memory_mb
 from fl_ray.runtime.placement import Slot, plan_slots
 
 __all__ = ["RayRuntime", "connect"]
@@ -86,7 +86,7 @@ class HostActor:
         return self.host.evaluate_clients(weights, clients)
 
     def peak_memory_mb(self) -> float:
-        return self.host.peak_memory_mb()
+        return peak_memory_mb()
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,8 @@ class RayRuntime(Runtime):
 
     def memory_mb(self) -> dict[str, float]:
         actors = ray.get([actor.peak_memory_mb.remote() for actor in self._actors])
-        return {"actors": float(sum(actors)), "server": float(ray.get(self._server.peak_memory_mb.remote()))}
+        server = ray.get(self._server.peak_memory_mb.remote())
+        return {"driver": peak_memory_mb(), "actors": float(sum(actors)), "server": float(server)}
 
     def _release(self) -> None:
         for actor in [*self._actors, *([self._server] if self._server is not None else [])]:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from fl_ray.aggregation import combine
+from fl_ray.context import RunContext
 from fl_ray.data.datasets import ImageData
 from fl_ray.data.partitioners import Partitioner
+from fl_ray.methods.fedavg import FedAvg
+from fl_ray.runtime.base import RoundResult
+from generators.base import Block, Generator, Sampler, TrainingImages
 
 
 class OwnModule(pl.LightningModule):
@@ -77,3 +84,40 @@ class EvenOdd(Partitioner):
         self, labels: np.ndarray, clients: int, rng: np.random.Generator, groups: np.ndarray | None = None
     ) -> np.ndarray:
         return np.arange(len(labels)) % clients
+
+
+class HalfStep(FedAvg):
+    """A method: FedAvg that goes half the way."""
+
+    def aggregate(self, run: RunContext, round_number: int, weights: np.ndarray, result: RoundResult) -> np.ndarray:
+        return combine([(0.5, weights), (0.5, super().aggregate(run, round_number, weights, result))])
+
+
+class FlatGenerator(Generator):
+    """A generator: images of one tone, a tone per class, learned as the class's mean."""
+
+    def __init__(self, block_size: int = 4, offset: int = 0) -> None:
+        self.block_size, self.offset = block_size, offset
+
+    def training_settings(self) -> dict[str, Any]:
+        return {}
+
+    def sampling_settings(self) -> dict[str, Any]:
+        return {"block_size": self.block_size, "offset": self.offset}
+
+    def fit(self, data: TrainingImages, folder: Path, progress: Callable[[int, int, float], None]) -> None:
+        folder.mkdir()
+        tones = [data.images[data.labels == label].mean() for label in range(len(data.classes))]
+        np.save(folder / "tones.npy", np.array([*data.images.shape[1:], *tones]))
+
+    def load(self, folder: Path, device: torch.device) -> Sampler:
+        return _FlatSampler(self, np.load(folder / "tones.npy"))
+
+
+class _FlatSampler(Sampler):
+    def __init__(self, generator: FlatGenerator, stored: np.ndarray) -> None:
+        self.generator, self.shape, self.tones = generator, stored[:3].astype(int), stored[3:]
+
+    def sample(self, block: Block) -> np.ndarray:
+        tone = round(self.tones[block.label]) + self.generator.offset
+        return np.full((self.generator.block_size, *self.shape), tone, dtype=np.uint8)

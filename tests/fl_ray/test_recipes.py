@@ -81,6 +81,14 @@ def test_bad_settings_are_named_with_the_way_out(recipe: dict, match: str) -> No
         make_config(recipe)
 
 
+def test_an_override_reaches_an_item_of_a_list() -> None:
+    recipe = {"fleet": {"tiers": [{"name": "a", "cpus": 1}, {"name": "b", "cpus": 1}]}}
+    assert make_config(apply_overrides(recipe, {"fleet.tiers.1.cpus": 0.5})).fleet.tiers[1].cpus == 0.5
+    for key in ("fleet.tiers.2.cpus", "fleet.tiers.x"):
+        with pytest.raises(SettingError, match=r"fleet\.tiers"):
+            apply_overrides(recipe, {key: 1})
+
+
 def test_an_override_into_a_value_is_refused() -> None:
     with pytest.raises(SettingError, match="rounds is 3"):
         apply_overrides({"rounds": 3}, {"rounds.x": 1})

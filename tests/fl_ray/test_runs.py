@@ -30,6 +30,27 @@ def test_own_model_by_import_path(run_small: Run, name: str) -> None:
     assert summary["best_accuracy"] > 0.15
 
 
+def test_own_method_and_generator_by_import_path(run_small: Run, ray_session: None) -> None:
+    half, _ = run_small(rounds=1, method__name="tests.fl_ray.own:HalfStep")
+    whole, _ = run_small(rounds=1)
+    from fl_ray.data.parts import prepare
+    from fl_ray.model import ImageShape, initial_weights
+
+    shape = ImageShape.of(prepare(half.config.data, 0).source)
+    start = initial_weights(half.config.model, shape, half.config.training, 0)
+    assert half._weights == pytest.approx((start + whole._weights) / 2, abs=1e-6)
+    settings = {
+        "method__name": "genfl",
+        "method__images_per_round": 20,
+        "generator": {"name": "tests.fl_ray.own:FlatGenerator", "offset": 3},
+        "data__clients": 4,
+    }
+    local, _ = run_small(**settings)
+    on_ray, summary = run_small(**settings, runtime__backend="ray", runtime__actors="pooled", runtime__num_actors=1)
+    assert (local._weights == on_ray._weights).all()
+    assert sum(summary["synthetic_images"]) == 60
+
+
 def test_nan_in_an_update_is_left_out_and_counted(run_small: Run) -> None:
     blocks = {"data__clients": 5, "clients_per_round": 5, "data__partition__name": "label_blocks"}
     experiment, summary = run_small(model__name="tests.fl_ray.own:NanOnNine", **blocks)
