@@ -16,17 +16,20 @@ from safetensors.numpy import save_file
 __all__ = ["Checkpoint", "latest", "save"]
 
 _KEPT = 2
+_HEADER = ("rounds_done", "ledger", "left_out", "phases", "wall_s")
 
 
 @dataclass
 class Checkpoint:
-    """The state after ``rounds_done`` rounds: weights, the method's arrays, the ledger, and counters."""
+    """The state after ``rounds_done`` rounds: weights, the method's arrays, ledger, counters, wall seconds so far."""
 
     rounds_done: int
     weights: np.ndarray
     method: dict[str, np.ndarray] = field(default_factory=dict)
     ledger: dict[str, Any] = field(default_factory=dict)
     left_out: int = 0
+    phases: dict[str, float] = field(default_factory=dict)
+    wall_s: float = 0.0
 
 
 def _files(folder: Path) -> list[Path]:
@@ -37,7 +40,7 @@ def save(folder: Path, state: Checkpoint) -> None:
     """Write a checkpoint and remove all but the last two."""
     folder.mkdir(exist_ok=True)
     tensors = {"weights": state.weights} | {f"method/{name}": value for name, value in state.method.items()}
-    header = {"rounds_done": state.rounds_done, "ledger": state.ledger, "left_out": state.left_out}
+    header = {name: getattr(state, name) for name in _HEADER}
     path = folder / f"round_{state.rounds_done:06d}.safetensors"
     draft = folder / f".{path.name}.draft"
     save_file(
@@ -61,5 +64,5 @@ def latest(folder: Path) -> Checkpoint | None:
             warnings.warn(f"checkpoint {path} is damaged ({error}); going back to the one before", stacklevel=2)
             continue
         method = {name.removeprefix("method/"): value for name, value in tensors.items() if name != "weights"}
-        return Checkpoint(header["rounds_done"], tensors["weights"], method, header["ledger"], header["left_out"])
+        return Checkpoint(weights=tensors["weights"], method=method, **header)
     return None

@@ -26,6 +26,7 @@ _SETTINGS = (
     "Every setting of the recipe can be overridden by its dotted name, as --rounds 20 or "
     "--data.partition.alpha 0.1; --print_config shows all of them and stops. --debug shows an error's traceback."
 )
+_OPTIONS = ("--output", "--resume", "--seeds", "--help", "--version")
 _FLAGS = ("--debug", "--print_config")  # taken anywhere; jsonargparse keeps the name of the second for itself
 
 
@@ -77,6 +78,12 @@ def _split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
                 from fl_ray.registry import nearest
 
                 raise SettingError(f"--{key}: unknown setting.{nearest(key.split('.')[0], TOP_LEVEL)}")
+            option = word.split("=")[0]
+            if option.startswith("--") and option not in _OPTIONS:
+                from fl_ray.registry import nearest
+
+                known = [*TOP_LEVEL, *(name[2:] for name in _OPTIONS)]
+                raise SettingError(f"{option}: unknown option or setting.{nearest(key, known)}")
             kept.append(word)
             continue
         if not equals:
@@ -171,13 +178,15 @@ def _run(options: Any, overrides: dict[str, Any]) -> int:
             _print_config(config)
             return 0
         output = Path(options.output) if options.output else _default_output(config.name)
-    from fl_ray.experiment import Experiment, open_runtime
+    from fl_ray.experiment import Experiment, check, open_runtime
     from fl_ray.progress import Progress
 
+    check(config)
     if options.resume is None:
         new_folder(output)
-    with open_runtime(config) as runtime:
-        summary = Experiment(config, output, runtime, Progress(), resume=options.resume is not None).run()
+    progress = Progress()
+    with open_runtime(config, progress) as runtime:
+        summary = Experiment(config, output, runtime, progress, resume=options.resume is not None).run()
     rows = [
         ["final accuracy", f"{summary['final_accuracy']:.4f}"],
         ["best accuracy", f"{summary['best_accuracy']:.4f}"],

@@ -14,13 +14,12 @@ import yaml
 
 from fl_ray.config import RunConfig
 from fl_ray.errors import OutputError, SettingError
-from fl_ray.experiment import Experiment, open_runtime
+from fl_ray.experiment import Experiment, check, open_runtime
 from fl_ray.progress import Progress
 from fl_ray.recipes import apply_overrides, compare_entries, make_config, to_dict
 from fl_ray.run_folder import RunFolder, new_folder
 from fl_ray.runtime.base import Runtime
-from fl_ray.summary import aggregate
-from fl_ray.tracking import prepare_store
+from fl_ray.summary import aggregate, outcome
 
 __all__ = ["Comparison", "plan_comparison", "rows_of_runs", "run_comparison", "write_comparison_csv"]
 
@@ -63,7 +62,7 @@ def plan_comparison(
                 configs[label] = make_config(apply_overrides(base, changes))
             except SettingError as error:
                 raise SettingError(f"compare, label {label!r}: {error}") from error
-        return Comparison(str(base["name"]), configs, tuple(seeds))
+        return _distinct(Comparison(str(base["name"]), configs, tuple(seeds)))
     configs = {}
     for recipe in recipes:
         config = make_config(apply_overrides(recipe, overrides))
@@ -72,18 +71,37 @@ def plan_comparison(
         configs[config.name] = config
     first, *others = configs.values()
     for other in others:
-        for setting in ("data", "rounds", "clients_per_round"):
+        for setting in ("data", "rounds", "clients_per_round", "targets"):
             if getattr(other, setting) != getattr(first, setting):
                 raise SettingError(
                     f"recipes {first.name} and {other.name} differ in {setting!r}, so their results can't be compared; "
                     f"make them equal, or override it for all with --{setting}..."
                 )
-    return Comparison("-".join(configs), configs, tuple(seeds))
+    return _distinct(Comparison("-".join(configs), configs, tuple(seeds)))
+
+
+def _folder_name(label: str) -> str:
+    return re.sub(r"[^\w.+-]+", "_", label)
+
+
+def _distinct(comparison: Comparison) -> Comparison:
+    """Refuse labels that would share a folder, or have none."""
+    owners: dict[str, str] = {}
+    for label in comparison.configs:
+        name = _folder_name(label)
+        if not name.strip("._"):
+            raise SettingError(f"compare: the label {label!r} names no folder; use letters or digits")
+        if name in owners:
+            raise SettingError(
+                f"compare: the labels {owners[name]!r} and {label!r} share the folder {name!r}; rename one"
+            )
+        owners[name] = label
+    return comparison
 
 
 def run_folder_of(output: Path, label: str, seed: int) -> Path:
     """Where a comparison keeps one run."""
-    return output / "runs" / re.sub(r"[^\w.+-]+", "_", label) / f"seed{seed}"
+    return output / "runs" / _folder_name(label) / f"seed{seed}"
 
 
 def run_comparison(comparison: Comparison, output: Path, progress: Progress) -> None:
@@ -97,9 +115,8 @@ def run_comparison(comparison: Comparison, output: Path, progress: Progress) -> 
     open_runs = [(label, config) for label, config in runs if not _is_done(output, label, config)]
     if len(open_runs) < len(runs):
         progress.message(f"{len(runs) - len(open_runs)} of {len(runs)} runs were finished before in {output}")
-    for config in comparison.configs.values():
-        if config.tracking.enabled:
-            prepare_store(replace(config, name=comparison.name))  # once, before any run logs into it
+    for _, config in comparison.runs():
+        check(config)  # also makes the tracking store, once, before any run logs into it
     runtimes: dict[str, Runtime] = {}
     try:
         for number, (label, config) in enumerate(open_runs, len(runs) - len(open_runs) + 1):
@@ -108,13 +125,12 @@ def run_comparison(comparison: Comparison, output: Path, progress: Progress) -> 
             if key not in runtimes:
                 for other in runtimes.values():
                     other.close()
-                runtimes = {key: open_runtime(config)}
+                runtimes = {key: open_runtime(config, progress)}
             folder = run_folder_of(output, label, config.seed)
             tags = {"comparison": comparison.name, "label": label}
-            resume = (folder / "config.yaml").exists()
-            if not resume and folder.exists():
-                shutil.rmtree(folder)  # left by a run that was cut before it wrote its settings
-            if not resume:
+            resume = (folder / "config.yaml").exists() and RunFolder(folder).config() == config
+            if not resume:  # nothing there, or left by a run that was cut before it had settings
+                shutil.rmtree(folder, ignore_errors=True)
                 new_folder(folder)
             Experiment(config, folder, runtimes[key], progress, label, tags, resume).run()
     finally:
@@ -127,8 +143,10 @@ def _settings(comparison: Comparison) -> dict[str, Any]:
     """What makes results: everything but how and where runs are carried out."""
     plain = {label: to_dict(config) for label, config in comparison.configs.items()}
     for content in plain.values():
-        for key in ("runtime", "ray", "tracking", "checkpoint", "compare", "seed"):
+        for key in ("ray", "tracking", "checkpoint", "compare", "seed"):
             content.pop(key)
+        # Threads and GPUs change the last bits of a result; where actors are placed does not.
+        content["runtime"] = {key: content["runtime"][key] for key in ("threads", "gpus_per_actor")}
         content["data"].pop("root")
         content["data"].pop("download")
         if content["generator"] is not None:
@@ -154,17 +172,24 @@ def _is_done(output: Path, label: str, config: RunConfig) -> bool:
     return RunFolder(run_folder_of(output, label, config.seed)).finished()
 
 
-def rows_of_runs(folders: Sequence[RunFolder]) -> tuple[list[dict[str, Any]], dict[str, list[RunFolder]]]:
-    """A row of the comparison per label, in order of first appearance, and the finished folders by label."""
+def rows_of_runs(
+    folders: Sequence[RunFolder],
+) -> tuple[list[dict[str, Any]], dict[str, list[RunFolder]], list[float]]:
+    """A row of the comparison per label, in order of first appearance; finished folders by label; all targets."""
     by_label: dict[str, list[RunFolder]] = {}
     for folder in folders:
         if folder.finished():
             by_label.setdefault(folder.summary()["label"], []).append(folder)
+    targets = sorted(
+        {target for members in by_label.values() for folder in members for target in folder.config().targets}
+    )
     rows = []
     for label, members in by_label.items():
         members.sort(key=lambda folder: folder.summary()["seed"])
-        rows.append(aggregate(label, [folder.summary() for folder in members], members[0].config().targets))
-    return rows, by_label
+        # Runs of several comparisons may have had other targets: reached or not is read off the histories again.
+        summaries = [{**folder.summary(), **outcome(folder.history(), targets)} for folder in members]
+        rows.append(aggregate(label, summaries, targets))
+    return rows, by_label, targets
 
 
 def write_comparison_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -79,7 +79,7 @@ class TrainingConfig:
     batch_size: int = 32
     local_epochs: int = 1
     lr_schedule: Literal["constant", "cosine", "step"] = "constant"
-    """Over rounds: ``cosine`` falls to 0 at the last one, ``step`` multiplies by lr_gamma every lr_step_rounds."""
+    """Over rounds: ``cosine`` falls from 1 towards 0, ``step`` multiplies by lr_gamma every lr_step_rounds."""
     lr_step_rounds: int = 10
     lr_gamma: float = 0.5
     clip_norm: float | None = None
@@ -87,6 +87,8 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         _require(self.lr > 0, "training.lr", self.lr, "positive")
+        _require(self.momentum >= 0, "training.momentum", self.momentum, "at least 0")
+        _require(self.weight_decay >= 0, "training.weight_decay", self.weight_decay, "at least 0")
         _require(self.batch_size >= 1, "training.batch_size", self.batch_size, "at least 1")
         _require(self.local_epochs >= 1, "training.local_epochs", self.local_epochs, "at least 1")
         _require(self.lr_step_rounds >= 1, "training.lr_step_rounds", self.lr_step_rounds, "at least 1")
@@ -120,6 +122,7 @@ class TierConfig:
     def __post_init__(self) -> None:
         for name in ("fraction", "cpus", "bandwidth"):
             _require(getattr(self, name) > 0, f"fleet.tiers.{self.name}.{name}", getattr(self, name), "positive")
+        _require(self.shadowing_db >= 0, f"fleet.tiers.{self.name}.shadowing_db", self.shadowing_db, "at least 0")
         for name in ("frequency_hz", "cycles_per_sample", "capacitance", "power_w", "distance_m"):
             value = getattr(self, name)
             pair = value if isinstance(value, list) else [value, value]
@@ -150,7 +153,7 @@ class FleetConfig:
 
 @dataclass
 class RuntimeConfig:
-    """``runtime``: how clients run. No setting here changes a result."""
+    """``runtime``: how clients run. Of these, only ``threads`` and ``gpus_per_actor`` change a result's last bits."""
 
     backend: Literal["ray", "in_process"] = "ray"
     actors: Literal["per_client", "pooled", "auto"] = "auto"
@@ -187,6 +190,8 @@ class PoolConfig:
     actors: int = 2
     cpus: float = 0.0
     gpus: float = 0.0
+    timeout_s: float = 25.0
+    """For Ray to start them."""
 
     def __post_init__(self) -> None:
         _require(self.actors >= 1, "generator.pool.actors", self.actors, "at least 1")
@@ -217,7 +222,7 @@ class TrackingConfig:
 
 @dataclass
 class CheckpointConfig:
-    """``checkpoint``: every so many rounds (0: never). The last two are kept until the run is finished."""
+    """``checkpoint``: every so many rounds (0: never). The last two are kept until the run is finished, then none."""
 
     every: int = 10
 

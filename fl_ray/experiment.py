@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -12,13 +14,13 @@ import numpy as np
 import torch
 
 from fl_ray import checkpoint
-from fl_ray.config import RunConfig
+from fl_ray.config import Component, RunConfig
 from fl_ray.context import RunContext
 from fl_ray.data.parts import FederatedData, prepare
 from fl_ray.data.statistics import emd, label_entropy
 from fl_ray.devices.cost import Ledger
 from fl_ray.devices.fleet import draw_fleet
-from fl_ray.errors import SettingError
+from fl_ray.errors import FlRayError, OutputError, SettingError
 from fl_ray.methods.base import Method
 from fl_ray.model import ImageShape, WeightLayout, build_module, initial_weights
 from fl_ray.progress import Progress
@@ -29,16 +31,17 @@ from fl_ray.runtime.host import Evaluation, Job, JobData
 from fl_ray.server import RoundReport, checkpoint_of, rounds
 from fl_ray.summary import outcome
 from fl_ray.synthesis import Synthesis
-from fl_ray.tracking import Tracker
+from fl_ray.tracking import Tracker, prepare_store, tracking_uri
 
-__all__ = ["Experiment", "open_runtime"]
+__all__ = ["Experiment", "check", "open_runtime"]
 
+BAD_INPUT = 2  # exit code
 TIMELINE_ROUNDS = 5
 TIMELINE_CLIENTS = 40
 SAMPLE_COLUMNS = 8
 
 
-def open_runtime(config: RunConfig) -> Runtime:
+def open_runtime(config: RunConfig, progress: Progress | None = None) -> Runtime:
     """The backend that ``runtime.backend`` names; a context manager, used by one run after another."""
     if config.runtime.backend == "in_process":
         from fl_ray.runtime.in_process import InProcessRuntime
@@ -46,7 +49,26 @@ def open_runtime(config: RunConfig) -> Runtime:
         return InProcessRuntime()
     from fl_ray.runtime.ray_backend import RayRuntime
 
+    if progress is not None:
+        progress.message("starting Ray" if config.ray.address is None else f"joining Ray at {config.ray.address}")
     return RayRuntime(config.runtime, config.ray)
+
+
+def check(config: RunConfig) -> Method:
+    """Everything that can be known to be wrong before data are read or actors started; the method.
+
+    Raises:
+        SettingError: a component refuses its settings, a generator is missing, or the tracking store can't be used.
+    """
+    method: Method = build("method", config.method)
+    build("partition", config.data.partition)
+    if method.uses_generator:
+        if config.generator is None:
+            raise SettingError(f"method {config.method.name} needs a generator; add a generator section")
+        build("generator", Component(config.generator.name, config.generator.settings))
+    if config.tracking.enabled:
+        prepare_store(config)
+    return method
 
 
 class Experiment:
@@ -73,36 +95,60 @@ class Experiment:
         self.config, self.folder, self.runtime = config, RunFolder(folder), runtime
         self.progress = progress or Progress(enabled=False)
         self.label, self.tags, self.resume = label or config.name, dict(tags or {}), resume
+        if resume and (self.folder / "run.json").exists():
+            stored = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+            self.label, self.tags = stored["label"], stored["tags"]
         self.tracker: Tracker | None = None
         self._left_out = 0
         self._weights = np.empty(0, dtype=np.float32)
         self._started = time.perf_counter()
+        self._wall_before = 0.0  # seconds of earlier legs of a resumed run
 
     def run(self) -> dict[str, Any]:
-        """Do it all; the summary. Whatever happens, the folder is left usable, with the status in its summary."""
-        self.method: Method = build("method", self.config.method)
-        if self.method.uses_generator and self.config.generator is None:
-            raise SettingError(f"method {self.config.method.name} needs a generator; add a generator section")
-        data = self.data = prepare(self.config.data, self.config.seed)
-        if not self.resume:
-            self.folder.write_config(self.config)
-            self._write_partition(data)
-        context = self._context(data)
-        status = "failed"
+        """Do it all; the summary.
+
+        A run that fails or is interrupted leaves its folder with what it had, and its status in summary.json. One that
+        is refused before its first round (bad input) leaves no folder.
+        """
+        status, context = "failed", None
         try:
-            self._begin_tracking(data)
+            context = self._prepare()
             self._train(context)
             self._finish(context)
             status = "finished"
         except KeyboardInterrupt:
             status = "interrupted"
             raise
+        except FlRayError as error:
+            if error.exit_code == BAD_INPUT and not self.resume and not self.folder.history():
+                status = "refused"
+            raise
         finally:
             self.progress.stop()
-            if context.synthesis is not None:
+            if context is not None and context.synthesis is not None:
                 context.synthesis.close()
-            summary = self._leave(context, status)
+            if status == "refused":
+                shutil.rmtree(self.folder.path)
+            else:
+                summary = self._leave(context, status)
         return summary
+
+    def _prepare(self) -> RunContext:
+        self.method = check(self.config)
+        self.data = prepare(self.config.data, self.config.seed)
+        if self.resume:
+            stored = self.folder.partition_digest()
+            if stored not in (None, self.data.partition.digest()):
+                raise OutputError(
+                    f"--resume {self.folder.path}: the data or their partition are not those of the run "
+                    f"(digest {stored} then, {self.data.partition.digest()} now); give the same data.root"
+                )
+        else:
+            self.folder.write_config(self.config)
+            write_json(self.folder / "run.json", {"label": self.label, "tags": self.tags})
+        self._write_partition(self.data)
+        self._begin_tracking(self.data)
+        return self._context(self.data)
 
     def _context(self, data: FederatedData) -> RunContext:
         config = self.config
@@ -118,6 +164,8 @@ class Experiment:
         job = Job(config.model, shape, config.training, config.seed, config.rounds, config.runtime.threads)
         arrays = JobData(data.images, data.labels, data.partition, data.held_out, data.test_images, data.test_labels)
         context = RunContext(config, data, fleet, self.runtime, layout.is_parameter, self.progress, synthesis)
+        if on_ray:
+            self.progress.message(f"{config.data.clients} clients, {config.cohort_size} a round: starting their actors")
         with context.phases.phase("start"):
             self.runtime.open(job, arrays, config.fleet, fleet.tier, config.cohort_size)
         self._weights = initial_weights(config.model, shape, config.training, config.seed)
@@ -126,11 +174,13 @@ class Experiment:
     def _begin_tracking(self, data: FederatedData) -> None:
         if not self.config.tracking.enabled:
             return
-        known = self.folder / "tracking.txt"
-        run_id = known.read_text(encoding="utf-8") if self.resume and known.exists() else None
-        self.tracker = Tracker(self.config, f"{self.label}-seed{self.config.seed}", self.tags, run_id)
-        known.write_text(self.tracker.run_id, encoding="utf-8")
-        if run_id is None:
+        known = self.folder / "tracking.json"
+        stored = json.loads(known.read_text(encoding="utf-8")) if self.resume and known.exists() else None
+        uri = stored["uri"] if stored else tracking_uri(self.config)
+        run_name = f"{self.label}-seed{self.config.seed}"
+        self.tracker = Tracker(self.config, uri, run_name, self.tags, stored["run_id"] if stored else None)
+        write_json(known, {"uri": uri, "run_id": self.tracker.run_id})
+        if stored is None:
             self.tracker.inputs(data, self.config.data.name)
 
     def _train(self, context: RunContext) -> None:
@@ -140,11 +190,16 @@ class Experiment:
             done, self._weights, self._left_out = found.rounds_done, found.weights, found.left_out
             context.ledger = Ledger(**found.ledger)
             self.method.load_state(found.method)
+            context.phases.seconds.update(found.phases)
+            self._wall_before = found.wall_s
             self.progress.message(f"going on after round {done}")
         self.folder.start_history(keep_rounds=done)
+        if self.tracker is not None:
+            for row in self.folder.history():  # a hard kill may have cut the tracker off behind the checkpoint
+                self.tracker.round(row)
         self.method.setup(context)
-        timeline: list[dict[str, Any]] = []
-        every, state = self.config.checkpoint.every, None
+        timeline = [entry for entry in self.folder.timeline() if entry["round"] <= done]
+        every, state = self.config.checkpoint.every, found
         try:
             for report in rounds(context, self.method, self._weights, done):
                 self._weights = report.weights
@@ -152,13 +207,15 @@ class Experiment:
                 with context.phases.phase("log"):
                     self._log(report, timeline)
                     # Taken now: an interrupt comes in the middle of the next round, when the method has moved on.
-                    state = checkpoint_of(report, context, self.method, self._left_out)
+                    state = checkpoint_of(report, context, self.method, self._left_out, self._wall())
                     if every and report.row["round"] % every == 0:
                         checkpoint.save(self.folder / "checkpoints", state)
-        except KeyboardInterrupt:
-            if every and state is not None:
+        finally:
+            if every and state is not None:  # whatever ended the rounds, none that is finished is lost
                 checkpoint.save(self.folder / "checkpoints", state)
-            raise
+
+    def _wall(self) -> float:
+        return self._wall_before + time.perf_counter() - self._started
 
     def _log(self, report: RoundReport, timeline: list[dict[str, Any]]) -> None:
         self.folder.add_history(report.row)
@@ -197,10 +254,13 @@ class Experiment:
             tensors |= {f"{prefix}{name}": tensor for name, tensor in layout.named(weights).items()}
         save_file(tensors, self.folder / "model.safetensors", {"format": "pt"})
         if context.data.held_out.indices.size:
-            found = [entry for entry in self.runtime.evaluate_clients(self._weights) if entry is not None]
+            models = self.method.client_models(context, self._weights)
+            found = [entry for entry in self.runtime.evaluate_clients(models) if entry is not None]
             context.notes["client_accuracy"] = _client_accuracy(found)
         if context.synthesis is not None:
+            context.notes["synthesis"] = context.synthesis.report()
             self._write_samples(context)
+        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)  # a finished run has nothing to go on with
 
     def _write_samples(self, context: RunContext) -> None:
         from fl_ray.report.figures import samples_png
@@ -214,11 +274,11 @@ class Experiment:
             real[label, : len(own)] = own
         (self.folder / "samples.png").write_bytes(samples_png(real, synthetic, data.source.classes))
 
-    def _leave(self, context: RunContext, status: str) -> dict[str, Any]:
+    def _leave(self, context: RunContext | None, status: str) -> dict[str, Any]:
         from fl_ray.report.run_report import run_report
 
         config = self.config
-        wall = {name: context.phases.seconds.get(name, 0.0) for name in _PHASES}
+        seconds = context.phases.seconds if context is not None else {}
         summary = {
             "name": config.name,
             "label": self.label,
@@ -227,19 +287,21 @@ class Experiment:
             "seed": config.seed,
             "status": status,
             **outcome(self.folder.history(), config.targets),
+            "samples_trained": context.ledger.samples_trained if context is not None else 0,
             "updates_left_out": self._left_out,
-            "partition": context.data.partition.digest(),
-            "parameters": int(context.is_parameter.sum()),
-            "wall_s": wall,
-            "wall_total_s": time.perf_counter() - self._started,
-            "peak_memory_mb": self.runtime.memory_mb() if status == "finished" else {},
-            "synthesis": context.synthesis.report() if context.synthesis is not None else None,
-            **context.notes,
+            "partition": self.folder.partition_digest(),
+            "parameters": int(context.is_parameter.sum()) if context is not None else None,
+            "wall_s": {name: seconds.get(name, 0.0) for name in _PHASES},
+            "wall_rounds_s": sum(seconds.get(name, 0.0) for name in _ROUND_PHASES),
+            "wall_total_s": self._wall(),
+            "process_peak_memory_mb": self.runtime.memory_mb() if status == "finished" else {},
+            "synthesis": None,
+            **(context.notes if context is not None else {}),
         }
         write_json(self.folder / "summary.json", summary)
-        report = run_report(self.folder)
+        report = [run_report(self.folder)] if (self.folder / "config.yaml").exists() else []
         if self.tracker is not None:
-            self._end_tracking(summary, status, [self.folder / "summary.json", self.folder / "config.yaml", report])
+            self._end_tracking(summary, status, [self.folder / "summary.json", self.folder / "config.yaml", *report])
         return summary
 
     def _end_tracking(self, summary: dict[str, Any], status: str, files: list[Path]) -> None:
@@ -267,7 +329,8 @@ class Experiment:
         log_model(module, shape.normalise(self.data.test_images[:2], torch.device("cpu")).numpy())
 
 
-_PHASES = ("start", "synthesis", "dispatch", "train", "aggregate", "evaluate", "log")
+_ROUND_PHASES = ("dispatch", "train", "aggregate", "evaluate", "log")
+_PHASES = ("start", "synthesis", *_ROUND_PHASES)
 
 
 def _client_accuracy(found: list[Evaluation]) -> dict[str, float]:

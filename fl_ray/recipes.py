@@ -59,6 +59,8 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
         raise SettingError(f"recipe {path}: not a text file in UTF-8") from error
     except yaml.YAMLError as error:
         raise SettingError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from error
+    if content is None:
+        raise SettingError(f"recipe {path} is empty; a recipe is a mapping of settings")
     if not isinstance(content, dict):
         raise SettingError(f"recipe {path} holds {type(content).__name__}, but a recipe is a mapping of settings")
     content.pop("environment", None)  # a run's config.yaml is a recipe, too; that part says what ran it
@@ -232,7 +234,7 @@ def build(kind: str, component: cfg.Component, **injected: Any) -> Any:
         return target(**component.settings, **arguments)
     except SettingError:
         raise
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         label = "data.partition" if kind == "partition" else kind
         raise SettingError(f"{label} {component.name}: {error}") from error
 
@@ -299,12 +301,33 @@ def _parse(parser: Any, values: dict[str, Any], label: str | None = None) -> Any
     try:
         return parser.parse_object(_copy(values))  # jsonargparse writes into what it is given
     except (ArgumentError, TypeError) as error:
-        message = " ".join(str(error).split())
-        message = re.sub(r'^Parser key "([^"]*)":', lambda match: match[1] + ":", message)
-        message = message.removeprefix("recipe.")
-        if label is not None:
-            message = re.sub(r"^settings", label, message).replace("settings.", f"{label}.")
-        raise SettingError(message) from error
+        raise SettingError(_in_our_words(" ".join(str(error).split()), label)) from error
+
+
+def _in_our_words(message: str, label: str | None) -> str:
+    """jsonargparse's message on a value of the wrong type, as ours are: setting, value, way out."""
+    message = re.sub(r'^Parser key "([^"]*)":', lambda match: match[1] + ":", message).removeprefix("recipe.")
+    if label is not None:
+        message = re.sub(r"^settings", label, message).replace("settings.", f"{label}.")
+    found = re.search(r"^([\w.]+): Expected an? (.*?)\. Got value: (.*)$", message)
+    if found is None:
+        found = re.search(
+            r"^([\w.]+): Does not validate against any of the Union subtypes Subtypes: (.*?) Errors:", message
+        )
+        value = re.search(r"Given value type: .*? Given value: (.*)$", message)
+        if found is None:
+            return message
+        return f"{found[1]} is {value[1] if value else 'of the wrong type'}, but it must be one of {_types(found[2])}"
+    setting, wanted, value = found.groups()
+    if wanted.startswith("typing.Literal"):
+        choices = re.findall(r"'([^']*)'", wanted)
+        return f"{setting} is {value}.{nearest(value, choices)}"
+    return f"{setting} is {value}, but it must be of type {_types(wanted)}"
+
+
+def _types(text: str) -> str:
+    """Python's names of types without their wrapping."""
+    return re.sub(r"<class '([^']*)'>", r"\1", text).replace("NoneType", "null")
 
 
 def to_dict(config: cfg.RunConfig) -> dict[str, Any]:

@@ -101,6 +101,9 @@ def resolve_name(kind: str, name: str) -> Any:
     try:
         return getattr(importlib.import_module(module_name), attribute)
     except ImportError as error:
-        raise SettingError(f"{kind}.name {name!r}: can't import {module_name}: {error}") from error
+        raise SettingError(
+            f"{kind}.name {name!r}: can't import {module_name} ({error}); it must lie in the "
+            "working folder or be installed"
+        ) from error
     except AttributeError as error:
         raise SettingError(f"{kind}.name {name!r}: {module_name} has no {attribute!r}") from error

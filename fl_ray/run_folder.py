@@ -113,7 +113,9 @@ class RunFolder:
     def write_config(self, config: RunConfig) -> None:
         """config.yaml: the resolved recipe, and what ran it. It is a recipe itself: ``fl-ray run`` takes it."""
         content = to_dict(config) | {"environment": _environment()}
-        (self / "config.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        draft = self / ".config.draft"
+        draft.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        draft.replace(self / "config.yaml")
 
     def config(self) -> RunConfig:
         """The resolved recipe.
@@ -149,11 +151,21 @@ class RunFolder:
         path = self / "history.csv"
         if not path.exists():
             return []
-        with path.open(newline="", encoding="utf-8") as stream:
-            return [
-                {key: int(value) if key in _INTEGERS else float(value) for key, value in row.items()}
-                for row in csv.DictReader(stream)
-            ]
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        if lines and not lines[-1].endswith("\n"):
+            lines.pop()  # a kill or a full disk cut the last line
+        rows = csv.DictReader(lines)
+        return [{key: int(value) if key in _INTEGERS else float(value) for key, value in row.items()} for row in rows]
+
+    def timeline(self) -> list[dict[str, Any]]:
+        """The device timeline of the first rounds; empty where there is none."""
+        path = self / "timeline.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+    def partition_digest(self) -> str | None:
+        """The digest of the run's partition, or None where it was not written yet."""
+        path = self / "partition.json"
+        return json.loads(path.read_text(encoding="utf-8"))["digest"] if path.exists() else None
 
     def summary(self) -> dict[str, Any] | None:
         """summary.json, or None where there is none."""

@@ -80,10 +80,14 @@ def _cost(run: RunContext, method: Method, cohort: np.ndarray) -> RoundCost:
 
 def _book(run: RunContext, method: Method, number: int, cohort: np.ndarray, cost: RoundCost | None) -> None:
     server = server_time_s(run.config.fleet, run.fleet, method.server_samples(run, number))
+    run.ledger.samples_trained += method.server_samples(run, number)
+    if cost is not None:
+        run.ledger.samples_trained += run.config.training.local_epochs * int(run.data.partition.sizes[cohort].sum())
     moved = len(cohort) * _link_bytes(run, method) if cost is not None else 0
     run.ledger.add_round(cost, server, moved, moved)
 
 
-def checkpoint_of(report: RoundReport, run: RunContext, method: Method, left_out: int) -> Checkpoint:
+def checkpoint_of(report: RoundReport, run: RunContext, method: Method, left_out: int, wall_s: float) -> Checkpoint:
     """What resuming after this round needs."""
-    return Checkpoint(report.row["round"], report.weights, method.state(), run.ledger.state(), left_out)
+    ledger, phases = run.ledger.state(), dict(run.phases.seconds)
+    return Checkpoint(report.row["round"], report.weights, method.state(), ledger, left_out, phases, wall_s)

@@ -56,7 +56,16 @@ def aggregate(label: str, summaries: Sequence[Mapping[str, Any]], targets: Seque
         "runs": len(summaries),
         "partitions": " ".join(dict.fromkeys(summary["partition"] for summary in summaries)),
     }
-    plain = ("final_accuracy", "best_accuracy", "virtual_time_s", "energy_j", "bytes_up", "bytes_down", "wall_total_s")
+    plain = (
+        "final_accuracy",
+        "best_accuracy",
+        "virtual_time_s",
+        "energy_j",
+        "bytes_up",
+        "bytes_down",
+        "samples_trained",
+        "wall_rounds_s",
+    )
     for name in plain:
         values = [summary[name] for summary in summaries if summary[name] is not None]
         row[f"{name}_mean"], row[f"{name}_std"] = _mean_std(values)

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from fl_ray.config import Component, GeneratorConfig
 from fl_ray.data.parts import FederatedData
@@ -50,10 +51,14 @@ class Synthesis:
                 f"generator: the public part holds no images of class {', '.join(missing)}, so it can't learn them; "
                 "raise data.public_fraction"
             )
-        self.key = settings_digest(FORMAT, config.name, self.generator.training_settings(), data.public_digest())[:16]
+        parts = (
+            FORMAT,
+            config.name,
+            self.generator.training_settings(),
+            "cuda" if torch.cuda.is_available() else "cpu",
+        )
+        self.key = settings_digest(*parts, data.public_digest())[:16]
         self._home = cache_root(config) / f"{config.name.replace(':', '.')}-{self.key}"
-        import torch
-
         gpu = torch.cuda.is_available() and (config.pool.gpus > 0 or not on_ray)
         sampling = settings_digest(self.generator.sampling_settings(), "cuda" if gpu else "cpu")[:16]
         self._cache = BlockCache(self._home / f"images-{sampling}")
@@ -138,7 +143,14 @@ class Synthesis:
                     f"generator.pool asks for {pool.actors} actors x {amount:g} {name}, but the cluster has "
                     f"{cluster.get(name, 0.0):g}; lower generator.pool.actors or generator.pool.{setting}"
                 )
-        self._pool = GeneratorPool(self.generator, folder, pool.actors, pool.cpus, pool.gpus, self.threads)
+        threads, timeout = self.threads, self.config.pool.timeout_s
+        try:
+            self._pool = GeneratorPool(self.generator, folder, pool.actors, pool.cpus, pool.gpus, threads, timeout)
+        except TimeoutError as error:
+            raise PlacementError(
+                f"generator.pool: {error}; free: {ray.available_resources()}. The clients' actors hold their bundles "
+                "all the while: lower generator.pool.cpus, generator.pool.gpus or runtime.num_actors"
+            ) from error
         return self._pool
 
     def report(self) -> dict[str, float | str]:

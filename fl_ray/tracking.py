@@ -30,7 +30,7 @@ def tracking_uri(config: RunConfig) -> str:
     return config.tracking.uri or f"sqlite:///{Path('mlflow.db').resolve()}"
 
 
-def prepare_store(config: RunConfig) -> str:
+def prepare_store(config: RunConfig, uri: str | None = None) -> str:
     """Make the store and the experiment if they are not there (once, before runs start); the experiment's id.
 
     Raises:
@@ -43,17 +43,21 @@ def prepare_store(config: RunConfig) -> str:
         logging.getLogger(name).setLevel(logging.WARNING)
     import mlflow
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
-    uri, name = tracking_uri(config), config.tracking.experiment or config.name
+    uri, name = uri or tracking_uri(config), config.tracking.experiment or config.name
     try:
         client = mlflow.MlflowClient(uri)
         found = client.get_experiment_by_name(name)
         if found is not None and found.lifecycle_stage != "active":
             raise SettingError(f"tracking.experiment {name!r} is deleted in {uri}; restore it or name another one")
         return found.experiment_id if found is not None else client.create_experiment(name)
-    except (MlflowException, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if uri.startswith("http"):
+            reason = "no server answers"
         raise SettingError(
-            f"tracking.uri {uri}: the store can't be used ({str(error).splitlines()[0]}); start the server, give "
+            f"tracking.uri {uri}: the store can't be used ({reason}); start the server, give "
             "another --tracking.uri, or --tracking.enabled false"
         ) from error
 
@@ -93,16 +97,19 @@ class Tracker:
     """One MLflow run. Everything is done by one thread, in order; ``finish`` waits for it.
 
     Args:
+        uri: of the store.
         run_id: of a run to go on with; metrics up to the last step that it has are not logged again.
         tags: beside method, data and partition.
     """
 
-    def __init__(self, config: RunConfig, run_name: str, tags: Mapping[str, str], run_id: str | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, uri: str, run_name: str, tags: Mapping[str, str], run_id: str | None = None
+    ) -> None:
         import mlflow
 
-        experiment = prepare_store(config)
-        client = mlflow.MlflowClient(tracking_uri(config))
-        mlflow.set_tracking_uri(tracking_uri(config))
+        experiment = prepare_store(config, uri)
+        client = mlflow.MlflowClient(uri)
+        mlflow.set_tracking_uri(uri)
         self.error: str | None = None
         self._last_step = 0
         if run_id is None:
@@ -112,6 +119,7 @@ class Tracker:
             self.run_id = run_id
             history = client.get_metric_history(run_id, "virtual_time_s")
             self._last_step = max((metric.step for metric in history), default=0)
+        self._status = "FAILED"
         self._rows: list[dict[str, Any]] = []
         self._queue: queue.Queue[Callable[[], None] | dict[str, Any] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
@@ -162,7 +170,7 @@ class Tracker:
             self._queue.put(lambda file=file: mlflow.log_artifact(str(file)))
         if model is not None:
             self._queue.put(model)
-        self._queue.put(lambda: mlflow.end_run(status))
+        self._status = status
         self._queue.put(None)
         self._thread.join()
 
@@ -183,6 +191,7 @@ class Tracker:
                 continue
             self._safely(self._log_rows)
             if item is None:
+                self._safely(lambda: mlflow.end_run(self._status))
                 return
             self._safely(item)
 
@@ -202,11 +211,7 @@ class Tracker:
 
     def _safely(self, work: Callable[[], object]) -> None:
         """A store that fails must not take the run with it: the first error is kept, and told at the end."""
-        from mlflow.exceptions import MlflowException
-
-        if self.error is not None:
-            return
         try:
             work()
-        except (MlflowException, OSError, RuntimeError, ValueError) as error:
-            self.error = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        except Exception as error:  # noqa: BLE001 - store plugins and torch.export raise anything; see ``error``
+            self.error = self.error or f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

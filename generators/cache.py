@@ -54,10 +54,10 @@ class BlockCache:
         return self.folder / f"seed_{block.seed}" / f"class_{block.label:04d}" / f"block_{block.number:06d}.npy"
 
     def get(self, block: Block) -> np.ndarray | None:
-        """The block's images, or None where they have not been made."""
+        """The block's images, or None where they have not been made (or a crash of the machine cut their file)."""
         try:
             return np.load(self._path(block), allow_pickle=False)
-        except FileNotFoundError:
+        except (FileNotFoundError, EOFError, ValueError):
             return None
 
     def put(self, block: Block, images: np.ndarray) -> None:

@@ -90,6 +90,8 @@ class DiffusionGenerator(Generator):
         block_size: int = 25,
     ) -> None:
         positive = {"train_steps": train_steps, "batch_size": batch_size, "steps": steps, "block_size": block_size}
+        if widths is not None and (not widths or min(widths) < 1):
+            raise ValueError(f"widths is {widths}, but it must list positive channel counts")
         for name, value in {**positive, "lr": lr, "layers": layers}.items():
             if value <= 0:
                 raise ValueError(f"{name} is {value}, but it must be positive")
@@ -114,7 +116,8 @@ class DiffusionGenerator(Generator):
         from generators.training import fit_steps
 
         channels, size = data.images.shape[1], data.images.shape[2]
-        # All cores: pre-training runs alone, in the driver. Its weights are stored, so no result depends on the count.
+        # All cores: pre-training runs alone, in the driver. The last bits of the weights depend on the count; they are
+        # trained once and kept, so that all runs that read one cache have the same.
         with _threads(os.cpu_count() or 1), torch.random.fork_rng():
             torch.manual_seed(self.train_seed)
             unet = make_unet(size, channels, len(data.classes), self.widths, self.layers)
@@ -129,6 +132,9 @@ class DiffusionGenerator(Generator):
         unet = UNet2DModel.from_pretrained(str(folder), subfolder="unet", low_cpu_mem_usage=False)
         trained = DDPMScheduler.from_pretrained(str(folder), subfolder="scheduler")
         schedule = {key: value for key, value in trained.config.items() if key not in _DDPM_ONLY}
+        # "leading" starts below the last step, where the cosine schedule's signal has all but vanished and DPM-Solver++
+        # divides by it; pinned here so that no default of another version changes the samples.
+        schedule["timestep_spacing"] = "leading"
         pipeline = ClassConditionalPipeline(unet.eval(), SCHEDULERS[self.sampler].from_config(schedule))
         return _DiffusionSampler(pipeline.to(device), self)
 

@@ -38,6 +38,9 @@ class _GeneratorActor:
         on_gpu = torch.cuda.is_available() and ray.get_gpu_ids()
         self.sampler: Sampler = generator.load(folder, torch.device("cuda" if on_gpu else "cpu"))
 
+    def ready(self) -> bool:
+        return True
+
     def make(self, block: Block) -> np.ndarray:
         return self.sampler.sample(block)
 
@@ -50,13 +53,23 @@ class GeneratorPool:
         actors: how many.
         cpus, gpus: Ray resources of each; fractions of a GPU share it.
         threads: torch threads of each.
+        timeout_s: for Ray to start them.
+
+    Raises:
+        TimeoutError: Ray did not start all actors in time: others hold the resources.
     """
 
     def __init__(
-        self, generator: Generator, folder: Path, actors: int, cpus: float, gpus: float, threads: int = 1
+        self, generator: Generator, folder: Path, actors: int, cpus: float, gpus: float, threads: int, timeout_s: float
     ) -> None:
         options = _GeneratorActor.options(num_cpus=cpus, num_gpus=gpus, max_restarts=3, max_task_retries=3)
         self._actors = [options.remote(generator, folder, threads) for _ in range(actors)]
+        waiting = [actor.ready.remote() for actor in self._actors]
+        ready, _ = ray.wait(waiting, num_returns=actors, timeout=timeout_s)
+        ray.get(ready)
+        if len(ready) < actors:
+            self.close()
+            raise TimeoutError(f"{len(ready)} of {actors} generator actors started within {timeout_s:g} s")
 
     def make(self, blocks: Sequence[Block]) -> Iterator[tuple[Block, np.ndarray]]:
         """Every block with its images, in the order in which they are done."""

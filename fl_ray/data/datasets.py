@@ -140,7 +140,7 @@ def _found(kind: str, root: Path, download: bool, read: Callable[[], Any]) -> An
         return read()
     except RuntimeError as error:  # torchvision's answer to missing or damaged files
         raise DataMissingError(
-            f"data {kind}: not found or not complete in {root} ({error}). Give the folder as --data.root DIR or "
+            f"data {kind}: not found or not complete in {root}. Give the folder as --data.root DIR or "
             "$FL_RAY_DATA, or let torchvision fetch it with --data.download true"
         ) from error
     except OSError as error:

@@ -115,7 +115,8 @@ def partition(
             return drawn
     raise SettingError(
         f"data.partition.min_samples is {minimum}, but in {MAX_DRAWS} draws the smallest client never had more than "
-        f"{smallest} samples; lower min_samples or data.clients, or choose a milder skew"
+        f"{smallest} of the {len(labels)} samples; lower min_samples or data.clients, choose a milder skew, or leave "
+        "clients more by data.public_fraction and data.test_fraction"
     )
 
 

@@ -116,7 +116,10 @@ def prepare(config: DataConfig, seed: int) -> FederatedData:
     needs = getattr(partitioner, "needs", None)
     groups = getattr(data, needs) if needs else None
     if needs and groups is None:
-        raise SettingError(f"data.partition {config.partition.name}: the data set {config.name} has no {needs}")
+        raise SettingError(
+            f"data.partition {config.partition.name}: the data set {config.name} has no {needs}; use "
+            "image_folder (data.owners gives natural clients), or another partition"
+        )
     labels = data.labels[rows.clients]
     local = partition(partitioner, labels, config.clients, seed, groups[rows.clients] if needs else None)
     owned = replace(local, indices=rows.clients[local.indices])

@@ -23,7 +23,7 @@ def _shares(counts: np.ndarray) -> np.ndarray:
 def label_entropy(counts: np.ndarray) -> np.ndarray:
     """Entropy in bits of each client's label distribution; [clients]. 0: one class, log2(classes): even."""
     shares = _shares(counts)
-    return -np.sum(np.where(shares > 0, shares * np.log2(np.where(shares > 0, shares, 1)), 0), axis=-1)
+    return 0.0 - np.sum(np.where(shares > 0, shares * np.log2(np.where(shares > 0, shares, 1)), 0), axis=-1)
 
 
 def emd(counts: np.ndarray) -> np.ndarray:

@@ -88,6 +88,8 @@ class Ledger:
     energy_j: float = 0.0
     bytes_up: int = 0
     bytes_down: int = 0
+    samples_trained: int = 0
+    """Samples times epochs, of clients and server."""
 
     def add_round(self, cost: RoundCost | None, server_s: float, bytes_up: int, bytes_down: int) -> None:
         """Advance by the slowest client or by the server, whichever takes longer; ``cost`` is None without clients."""

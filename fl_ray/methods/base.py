@@ -42,6 +42,7 @@ class Method(ABC):
 
     def tasks(self, run: RunContext, round_number: int, cohort: np.ndarray) -> list[Task]:
         """Each client's share of the average: its part of the cohort's samples."""
+        cohort = cohort[run.data.partition.sizes[cohort] > 0]  # nobody trains on nothing
         sizes = run.data.partition.sizes[cohort]
         return [Task(int(client), float(share)) for client, share in zip(cohort, sizes / sizes.sum(), strict=True)]
 
@@ -66,6 +67,10 @@ class Method(ABC):
     def evaluate(self, run: RunContext, weights: np.ndarray) -> Evaluation:
         """The method's model (or models) on the global test images."""
         return run.runtime.evaluate([weights])[0]
+
+    def client_models(self, run: RunContext, weights: np.ndarray) -> dict[int | None, np.ndarray]:
+        """Which weights are tested on clients' held-out images: by client, or ``None`` for all clients."""
+        return {None: weights}
 
     def models(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """What model.safetensors holds: flat weights by prefix of the tensors' names."""

@@ -22,25 +22,27 @@ class FedAvg(Method):
 
     Args:
         server_optimizer: ``sgd``, ``momentum`` (FedAvgM) or ``adam`` (FedAdam), on delta as the negative gradient.
-        server_lr: the server's step.
+        server_lr: the server's step; default: 1 for ``sgd`` and ``momentum``, 0.01 for ``adam``.
         beta1: momentum of ``momentum`` and ``adam``.
-        beta2, tau: of ``adam``: decay of the squares, and the term that keeps the quotient finite.
+        beta2, tau: of ``adam``: decay of the squares (which start at 0), and the term that keeps the quotient finite.
     """
 
     def __init__(
         self,
         server_optimizer: Literal["sgd", "momentum", "adam"] = "sgd",
-        server_lr: float = 1.0,
+        server_lr: float | None = None,
         beta1: float = 0.9,
         beta2: float = 0.99,
         tau: float = 1e-3,
     ) -> None:
-        if server_lr <= 0:
+        if server_lr is None:
+            server_lr = 0.01 if server_optimizer == "adam" else 1.0
+        if not server_lr > 0:
             raise ValueError(f"server_lr is {server_lr}, but it must be positive")
         for name, value in {"beta1": beta1, "beta2": beta2}.items():
             if not 0 <= value < 1:
                 raise ValueError(f"{name} is {value}, but it must be in [0, 1)")
-        if tau <= 0:
+        if not tau > 0:
             raise ValueError(f"tau is {tau}, but it must be positive")
         self.server_optimizer, self.server_lr = server_optimizer, server_lr
         self.beta1, self.beta2, self.tau = beta1, beta2, tau

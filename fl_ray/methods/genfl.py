@@ -1,7 +1,7 @@
 """GenFL (arXiv 2503.20166): FedAvg joined by a server-side model trained on generated images.
 
-Each round: the cohort's clients share their label counts; the server generates images of the classes that are scarce
-among them and trains an augmented model w_a on all it has generated, in parallel with the clients;
+Clients share their label counts once. Each round the server generates images of the classes that are scarce among the
+cohort and trains an augmented model w_a on all it has generated, in parallel with the clients;
 
     w_{t+1} = kappa1 * sum_n rho_n w_n + kappa2 * w_a.
 
@@ -13,8 +13,9 @@ cohort's scarcest classes (water-filling).
 from __future__ import annotations
 
 import numpy as np
+import torch
 
-from fl_ray.aggregation import combine
+from fl_ray.aggregation import ExactSum, combine
 from fl_ray.allocation.categories import water_fill
 from fl_ray.context import RunContext
 from fl_ray.methods.fedavg import FedAvg
@@ -47,7 +48,7 @@ class GenFL(FedAvg):
         super().__init__()
         for name, value in {"kappa1": kappa1, "kappa2": kappa2}.items():
             if not 0 <= value <= 1:
-                raise ValueError(f"{name} is {value}, but it must be in [0, 1]")
+                raise ValueError(f"{name} is {value}, but it must be in [0, 1], with kappa1 + kappa2 = 1")
         if abs(kappa1 + kappa2 - 1) > 1e-6:
             raise ValueError(f"kappa1 + kappa2 is {kappa1 + kappa2:g} ({kappa1} + {kappa2}), but it must be 1")
         if images_per_round < 1 or max_images < 1:
@@ -97,6 +98,10 @@ class GenFL(FedAvg):
     def aggregate(self, run: RunContext, round_number: int, weights: np.ndarray, result: RoundResult) -> np.ndarray:
         averaged = super().aggregate(run, round_number, weights, result) if self.trains_clients else weights
         if self.kappa2 == 0:
+            return averaged
+        if not ExactSum.fits(torch.from_numpy(np.array(self._augmented))):
+            run.notes["augmented_left_out"] = run.notes.get("augmented_left_out", 0) + 1
+            run.progress.message(f"round {round_number + 1}: the augmented model is not finite and is left out")
             return averaged
         if self.kappa1 == 0:
             return self._augmented

@@ -42,6 +42,9 @@ class LocalOnly(Method):
             sum(evaluation.count for evaluation in found),
         )
 
+    def client_models(self, run: RunContext, weights: np.ndarray) -> dict[int | None, np.ndarray]:
+        return {client: self._own.get(client, weights) for client in range(run.config.data.clients)}
+
     def models(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         return {f"client_{client:04d}.": own for client, own in sorted(self._own.items())}
 
@@ -53,12 +56,20 @@ class LocalOnly(Method):
 
 
 class _ServerOnly(Method):
-    """One model that the server trains by itself on fixed images, ``training.local_epochs`` epochs a round."""
+    """One model that the server trains by itself on fixed images; the optimiser starts afresh each round.
+
+    Args:
+        server_epochs: epochs a round; default: training.local_epochs. Methods differ in how many images a round holds:
+            the column "samples trained" of a comparison says whether rows had equal work.
+    """
 
     trains_clients = False
     exchanges_weights = False
 
-    def __init__(self) -> None:
+    def __init__(self, server_epochs: int | None = None) -> None:
+        if server_epochs is not None and server_epochs < 1:
+            raise ValueError(f"server_epochs is {server_epochs}, but it must be at least 1")
+        self.server_epochs = server_epochs
         self._pending: Pending | None = None
         self._loss = float("nan")
 
@@ -72,8 +83,10 @@ class _ServerOnly(Method):
         self._images = run.runtime.put(run.data.images[rows], run.data.labels[rows])
 
     def before_training(self, run: RunContext, round_number: int, weights: np.ndarray, cohort: np.ndarray) -> None:
-        epochs = run.config.training.local_epochs
-        self._pending = run.runtime.train_on_server(self._images, weights, round_number, epochs)
+        self._pending = run.runtime.train_on_server(self._images, weights, round_number, self._epochs(run))
+
+    def _epochs(self, run: RunContext) -> int:
+        return self.server_epochs or run.config.training.local_epochs
 
     def after_training(self, run: RunContext) -> None:
         self._trained, self._loss = self._pending.result()
@@ -82,14 +95,14 @@ class _ServerOnly(Method):
         return self._trained
 
     def server_samples(self, run: RunContext, round_number: int) -> int:
-        return self._count * run.config.training.local_epochs
+        return self._count * self._epochs(run)
 
     def train_loss(self, result: RoundResult) -> float:
         return self._loss
 
 
 class Centralised(_ServerOnly):
-    """One model on all clients' training images pooled: the ceiling. Each round is a pass over all of them."""
+    """One model on all clients' training images pooled: the ceiling."""
 
     def rows(self, run: RunContext) -> np.ndarray:
         return np.sort(run.data.partition.indices)

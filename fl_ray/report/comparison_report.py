@@ -27,7 +27,7 @@ def comparison_table(rows: Sequence[dict[str, Any]], targets: Sequence[float], b
         percent = f"{target:.0%}"
         columns.append(f"rounds to {percent}")
         columns += [] if brief else [f"virtual time to {percent} [s]", f"energy to {percent} [J]"]
-    columns += [] if brief else ["sent up [MB]", "wall [s]"]
+    columns += [] if brief else ["samples trained", "sent up [MB]", "wall of rounds [s]"]
     columns += ["partitions"] if several else []
     cells = []
     for row in rows:
@@ -41,7 +41,8 @@ def comparison_table(rows: Sequence[dict[str, Any]], targets: Sequence[float], b
             if not brief:
                 line += [spread_text(row, f"virtual_time_s_to_{key}", 1), spread_text(row, f"energy_j_to_{key}", 1)]
         if not brief:
-            line += [spread_text(row, "bytes_up", 2, 1e-6), spread_text(row, "wall_total_s", 1)]
+            line += [spread_text(row, "samples_trained", 0), spread_text(row, "bytes_up", 2, 1e-6)]
+            line.append(spread_text(row, "wall_rounds_s", 1))
         cells.append(line + ([row["partitions"]] if several else []))
     return columns, cells
 
@@ -53,10 +54,9 @@ def comparison_report(output: Path, folders: Sequence[RunFolder]) -> Table:
     Raises:
         OutputError: no folder holds a finished run.
     """
-    rows, by_label = rows_of_runs(folders)
+    rows, by_label, targets = rows_of_runs(folders)
     if not rows:
         raise OutputError(f"{', '.join(str(folder.path) for folder in folders)}: no finished run to report on")
-    targets = next(iter(by_label.values()))[0].config().targets
     write_comparison_csv(rows, output / "comparison.csv")
     brief = comparison_table(rows, targets, brief=True)
     (output / "comparison.md").write_text(_markdown(*brief), encoding="utf-8")
@@ -66,10 +66,10 @@ def comparison_report(output: Path, folders: Sequence[RunFolder]) -> Table:
     first = next(iter(by_label.values()))[0]
     with_images = next((f for members in by_label.values() for f in members if (f / "samples.png").exists()), None)
     note = (
-        "Mean ± sample standard deviation over seeds. Rounds, time and energy to a target are means over the seeds "
-        "that reached it. Virtual time and energy are modelled, wall time is measured. Virtual time holds "
-        "the training of devices and server, not the making of synthetic images, whose wall seconds each run's "
-        "summary.json has."
+        "Mean ± sample standard deviation over seeds; best: the largest test accuracy of any round. "
+        "Rounds, time and energy to a target are means over the seeds that reached it. Virtual time and "
+        "energy are modelled, wall time is measured. Virtual time holds the training of devices and server, not the "
+        "making of synthetic images, whose wall seconds each run's summary.json has. Samples trained: samples times epochs, of clients and server."
     )
     sections = [
         html.section("Results", html.table(columns, cells), f'<p class="note">{note}</p>'),

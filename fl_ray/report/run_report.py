@@ -89,9 +89,7 @@ def samples_section(folder: RunFolder) -> str:
 
 
 def _timeline(folder: RunFolder) -> str:
-    if not (folder / "timeline.json").exists():
-        return ""
-    rounds = json.loads((folder / "timeline.json").read_text(encoding="utf-8"))
+    rounds = folder.timeline()
     if not rounds:
         return ""
     caption = f"The first {len(rounds)} rounds on the virtual clock: each round ends with its slowest device."
@@ -104,5 +102,8 @@ def _wall(summary: dict[str, Any]) -> str:
     if not summary:
         return ""
     rows = [[name, f"{seconds:,.2f} s"] for name, seconds in summary["wall_s"].items()]
-    rows += [[f"peak memory, {name}", f"{size:,.0f} MB"] for name, size in summary["peak_memory_mb"].items()]
+    rows += [
+        [f"peak memory of the process so far, {name}", f"{size:,.0f} MB"]
+        for name, size in summary["process_peak_memory_mb"].items()
+    ]
     return html.section("Wall time and memory", html.table(["", "measured"], rows))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -94,8 +94,8 @@ class Runtime(ABC):
         """Each model on the global test images."""
 
     @abstractmethod
-    def evaluate_clients(self, weights: np.ndarray) -> list[Evaluation | None]:
-        """One model on each client's held-out images."""
+    def evaluate_clients(self, models: Mapping[int | None, np.ndarray]) -> list[Evaluation | None]:
+        """Each client's model on its held-out images (None where it has none); the key None is all clients' model."""
 
     @abstractmethod
     def put(self, images: np.ndarray, labels: np.ndarray) -> Any:

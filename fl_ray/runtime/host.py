@@ -19,7 +19,7 @@ from fl_ray.config import Component, TrainingConfig
 from fl_ray.data.partitioners import Partition
 from fl_ray.errors import ClientError
 from fl_ray.model import ImageShape, WeightLayout, build_module
-from fl_ray.runtime.local_training import lr_factor, train_locally
+from fl_ray.runtime.local_training import has_batch_norm, lr_factor, train_locally
 
 __all__ = ["ClientHost", "ClientRecord", "Evaluation", "Job", "JobData", "PartialResult", "Task", "peak_memory_mb"]
 
@@ -129,19 +129,25 @@ class ClientHost:
         result = PartialResult(None, {}, [])
         for task in tasks:
             start = common if task.start is None else torch.from_numpy(task.start)
-            record, update = self._train_client(task, start, round_number)
+            record, update, trained = self._train_client(task, start, round_number)
             if record.left_out is None:
                 if total is None:
-                    result.weights[task.client] = (start + update).numpy()
+                    result.weights[task.client] = trained.numpy()
                 else:
                     total.add(update, task.share)
             result.records.append(record)
         result.total = None if total is None else total.total.numpy()
         return result
 
-    def _train_client(self, task: Task, start: torch.Tensor, round_number: int) -> tuple[ClientRecord, torch.Tensor]:
+    def _train_client(
+        self, task: Task, start: torch.Tensor, round_number: int
+    ) -> tuple[ClientRecord, torch.Tensor, torch.Tensor]:
         started = time.time()
         rows = self.data.partition.of(task.client)
+        if len(rows) == 1 and has_batch_norm(self.module):
+            why = "batch norm can't train on its one sample (data.partition.min_samples 2 avoids it)"
+            nothing = torch.zeros(self.layout.size)
+            return ClientRecord(task.client, 1, float("nan"), task.share, started, time.time(), why), nothing, start
         self.layout.write(start)
         try:
             loss = self._fit(self.data.images[rows], self.data.labels[rows], "client", round_number, task.client)
@@ -150,9 +156,10 @@ class ClientHost:
                 f"client {task.client}, round {round_number + 1}, local training on {len(rows)} samples: "
                 f"{type(error).__name__}: {error}"
             ) from error
-        update = self.layout.read() - start
+        trained = self.layout.read()
+        update = trained - start
         left_out = None if ExactSum.fits(update) and np.isfinite(loss) else "its update is not finite (or above 2^20)"
-        return ClientRecord(task.client, len(rows), loss, task.share, started, time.time(), left_out), update
+        return ClientRecord(task.client, len(rows), loss, task.share, started, time.time(), left_out), update, trained
 
     def _fit(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +15,13 @@ __all__ = ["InProcessRuntime"]
 
 
 @dataclass(frozen=True)
-class _Done:
-    value: tuple[np.ndarray, float]
+class _Later:
+    """Trained when the result is asked for, so that its time counts as training."""
+
+    work: Callable[[], tuple[np.ndarray, float]]
 
     def result(self) -> tuple[np.ndarray, float]:
-        return self.value
+        return self.work()
 
 
 class InProcessRuntime(Runtime):
@@ -39,16 +41,19 @@ class InProcessRuntime(Runtime):
         blocks = list(range(self.host.data.test_blocks))
         return [sum_evaluations(self.host.evaluate_test(weights, blocks)) for weights in models]
 
-    def evaluate_clients(self, weights: np.ndarray) -> list[Evaluation | None]:
-        return self.host.evaluate_clients(weights, list(range(len(self.host.data.partition))))
+    def evaluate_clients(self, models: Mapping[int | None, np.ndarray]) -> list[Evaluation | None]:
+        everyone = list(range(len(self.host.data.partition)))
+        if None in models:
+            return self.host.evaluate_clients(models[None], everyone)
+        return [self.host.evaluate_clients(models[client], [client])[0] for client in everyone]
 
     def put(self, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return images, labels
 
     def train_on_server(
         self, images: tuple[np.ndarray, np.ndarray], weights: np.ndarray, round_number: int, epochs: int
-    ) -> _Done:
-        return _Done(self.host.train_on(*images, weights, round_number, epochs))
+    ) -> _Later:
+        return _Later(lambda: self.host.train_on(*images, weights, round_number, epochs))
 
     def memory_mb(self) -> dict[str, float]:
         return {"driver": peak_memory_mb()}

@@ -12,7 +12,7 @@ from fl_ray.config import TrainingConfig
 from fl_ray.errors import SettingError
 from fl_ray.randomness import seeded_torch, torch_generator
 
-__all__ = ["lr_factor", "train_locally"]
+__all__ = ["has_batch_norm", "lr_factor", "train_locally"]
 
 
 def lr_factor(training: TrainingConfig, round_number: int, rounds: int) -> float:
@@ -45,7 +45,7 @@ def train_locally(
     optimizer = _only_optimizer(module)
     for group in optimizer.param_groups:
         group["lr"] *= factor
-    normalises = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
+    normalises = has_batch_norm(module)
     orders = torch_generator(key[0], f"{key[1]}/order", *key[2:])
     total = torch.zeros((), device=x.device, dtype=torch.float64)
     batch_idx = 0
@@ -63,6 +63,11 @@ def train_locally(
                 total += loss.detach().double() * len(rows)
                 batch_idx += 1
     return float(total) / (epochs * len(x))
+
+
+def has_batch_norm(module: nn.Module) -> bool:
+    """Whether a batch of one sample can't train the module."""
+    return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
 
 
 def _batches(order: Tensor, size: int, normalises: bool) -> list[Tensor]:

@@ -36,7 +36,7 @@ def _fits(need: dict[str, float], have: dict[str, float]) -> bool:
 
 
 def _describe(resources: dict[str, float]) -> str:
-    names = ("CPU", "GPU", "bandwidth", "memory")
+    names = ("CPU", "GPU", "bandwidth")
     return ", ".join(f"{name} {resources[name]:g}" for name in names if name in resources) or "nothing"
 
 
@@ -70,6 +70,21 @@ def plan_slots(
     return _pooled(runtime, sizes, bundles, needs, cohort_size, cluster)
 
 
+def _too_much(actors: int, need: dict[str, float], cluster: dict[str, float], left: dict[str, float]) -> str:
+    short = [name for name, amount in need.items() if left.get(name, 0.0) < amount]
+    ways = {
+        "CPU": "lower runtime.num_actors or the tiers' cpus",
+        "GPU": "lower runtime.gpus_per_actor (0: train on CPUs)",
+        "bandwidth": "lower the tiers' bandwidth, or start nodes with ray start --resources '{\"bandwidth\": 100}'",
+        "memory": "lower runtime.num_actors",
+    }
+    taken = f", of which {_describe(left)} is left" if left != cluster else ""
+    return (
+        f"Ray can't place {actors} client actors: one of them needs {_describe(need)}, but the cluster has "
+        f"{_describe(cluster)}{taken}; " + "; ".join(ways[name] for name in short)
+    )
+
+
 def _pooled(
     runtime: RuntimeConfig,
     sizes: np.ndarray,
@@ -99,12 +114,7 @@ def _pooled(
                 continue
             if not _fits(need, left):
                 if len(chosen) < required:
-                    raise PlacementError(
-                        f"Ray can't place {required} client actors: one of them needs {_describe(need)}, but of the "
-                        f"cluster's {_describe(cluster)} there is {_describe(left)} left; lower runtime.num_actors or "
-                        "the tiers' cpus and bandwidth, or give Ray more (nodes carry bandwidth as a custom resource: "
-                        "ray start --resources '{\"bandwidth\": 100}')"
-                    )
+                    raise PlacementError(_too_much(required, need, cluster, left))
                 continue
             for name, amount in need.items():
                 left[name] = left.get(name, 0.0) - amount

@@ -6,7 +6,7 @@ import itertools
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,7 +106,8 @@ class RayRuntime(Runtime):
         self._slots: list[Slot] = []
         self._group: PlacementGroup | None = None
         self._actors: list[Any] = []
-        self._server: Any = None
+        self._server: Any = None  # started when a method first trains on the server
+        self._server_ready = False
 
     def open(self, job: Job, data: JobData, fleet: FleetConfig, tier_of: np.ndarray, cohort_size: int) -> None:
         cluster = ray.cluster_resources()
@@ -116,11 +117,9 @@ class RayRuntime(Runtime):
             self._group = self._place(slots, cluster)
             self._slots = slots
             self._actors = [self._actor(index, slot) for index, slot in enumerate(slots)]
-            gpus = {"num_gpus": self.config.gpus_per_actor} if self.config.gpus_per_actor > 0 else {}
-            # The server only works while clients do or while they wait: it reserves no CPU of the emulated devices.
-            self._server = HostActor.options(num_cpus=0, **gpus).remote()
-        stored = ray.put(data)
-        _get([actor.load.remote(job, stored) for actor in [*self._actors, self._server]])
+        self._job, self._data = job, ray.put(data)
+        _get([actor.load.remote(job, self._data) for actor in self._actors])
+        self._server_ready = False
         self._tier_of, self._sizes = tier_of, data.partition.sizes
         self._blocks = data.test_blocks
 
@@ -182,8 +181,12 @@ class RayRuntime(Runtime):
         each = [answers[start : start + len(pieces)] for start in starts]
         return [sum_evaluations(list(itertools.chain.from_iterable(parts))) for parts in each]
 
-    def evaluate_clients(self, weights: np.ndarray) -> list[Evaluation | None]:
-        stored = ray.put(weights)
+    def evaluate_clients(self, models: Mapping[int | None, np.ndarray]) -> list[Evaluation | None]:
+        if None not in models:
+            actors = itertools.cycle(self._actors)
+            each = zip(actors, sorted(models), strict=False)
+            return [part[0] for part in _get([a.evaluate_clients.remote(models[c], [c]) for a, c in each])]
+        stored = ray.put(models[None])
         pairs = zip(self._actors, _runs(len(self._sizes), len(self._actors)), strict=False)
         answers = _get([actor.evaluate_clients.remote(stored, part) for actor, part in pairs])
         return [evaluation for part in answers for evaluation in part]
@@ -194,12 +197,28 @@ class RayRuntime(Runtime):
     def train_on_server(
         self, images: tuple[ray.ObjectRef, ray.ObjectRef], weights: np.ndarray, round_number: int, epochs: int
     ) -> _Remote:
+        if self._server is None:
+            gpus = {"num_gpus": self.config.gpus_per_actor} if self.config.gpus_per_actor > 0 else {}
+            # The server only works while clients do or while they wait: it reserves no CPU of the emulated devices.
+            self._server = HostActor.options(num_cpus=0, **gpus).remote()
+        if not self._server_ready:
+            loaded = self._server.load.remote(self._job, self._data)
+            ready, _ = ray.wait([loaded], timeout=self.config.placement_timeout_s)
+            if not ready:
+                raise PlacementError(
+                    f"Ray did not start the server's actor (GPU {self.config.gpus_per_actor:g}) within "
+                    f"{self.config.placement_timeout_s:g} s; free: {ray.available_resources()}. Lower "
+                    "runtime.gpus_per_actor or runtime.num_actors, or raise runtime.placement_timeout_s"
+                )
+            self._server_ready = True
         return _Remote(self._server.train_on.remote(*images, weights, round_number, epochs))
 
     def memory_mb(self) -> dict[str, float]:
         actors = ray.get([actor.peak_memory_mb.remote() for actor in self._actors])
-        server = ray.get(self._server.peak_memory_mb.remote())
-        return {"driver": peak_memory_mb(), "actors": float(sum(actors)), "server": float(server)}
+        sizes = {"driver": peak_memory_mb(), "actors": float(sum(actors))}
+        if self._server_ready:
+            sizes["server"] = float(ray.get(self._server.peak_memory_mb.remote()))
+        return sizes
 
     def _release(self) -> None:
         for actor in [*self._actors, *([self._server] if self._server is not None else [])]:
@@ -212,9 +231,8 @@ class RayRuntime(Runtime):
     def _wait_until_free(self) -> None:
         """Ray gives the bundles back a moment after it says so; the next placement would count them as taken."""
         wanted = sum(dict(slot.bundle)["CPU"] for slot in self._slots)
-        before = ray.available_resources().get("CPU", 0.0)
         deadline = time.monotonic() + 5
-        while ray.available_resources().get("CPU", 0.0) < before + wanted and time.monotonic() < deadline:
+        while ray.available_resources().get("CPU", 0.0) < wanted and time.monotonic() < deadline:
             time.sleep(0.05)
 
     def close(self) -> None:

@@ -57,6 +57,8 @@ def test_ray_equals_in_process_to_the_bit(ray_runtime: Runtime, run_small: Run, 
     assert_same(oracle, found)
     assert summary["final_accuracy"] == expected["final_accuracy"]
     assert summary["client_accuracy"] == expected["client_accuracy"]
+    if method == "local_only":  # own models on own few classes: far above the untrained model's tenth
+        assert summary["client_accuracy"]["mean"] > 0.3
 
 
 def test_dropout_and_batch_norm_are_the_same_on_every_backend(ray_runtime: Runtime, run_small: Run) -> None:
@@ -81,8 +83,9 @@ def test_every_method_leaves_its_files(run_small: Run, method: str) -> None:
 
 @pytest.mark.parametrize("partition", [name for name in REGISTRY["partition"] if name not in ("domain", "natural")])
 def test_every_partitioner_trains(run_small: Run, partition: str) -> None:
-    _, summary = run_small(data__partition__name=partition, rounds=2)
-    assert 0 <= summary["final_accuracy"] <= 1
+    experiment, _ = run_small(data__partition__name=partition, rounds=4)
+    losses = [row["train_loss"] for row in experiment.folder.history()]
+    assert min(losses[1:]) < losses[0]
 
 
 @pytest.mark.parametrize("model", REGISTRY["model"])

@@ -153,6 +153,57 @@ def test_checkpoints_keep_two_and_pass_over_a_damaged_one(tmp_path: Path) -> Non
         assert checkpoint.latest(tmp_path).rounds_done == 2
 
 
+def test_a_history_that_was_cut_is_read_to_its_last_whole_line(run_small: Run) -> None:
+    experiment, _ = run_small()
+    path = experiment.folder / "history.csv"
+    whole = experiment.folder.history()
+    text = path.read_text()
+    for cut in (3, 40):
+        path.write_text(text[:-cut])
+        assert experiment.folder.history() == whole[:-1]
+
+
+def test_a_client_with_one_sample_and_batch_norm_is_left_out(run_small: Run) -> None:
+    """36 samples dealt in turn to 30 clients: six have two, the others one."""
+    settings = {
+        "data": {"name": "tests.fl_ray.own:stripes", "samples": 40, "clients": 30, "public_fraction": 0.0},
+        "data__test_fraction": 0.1,
+        "data__partition": {"name": "tests.fl_ray.own:EvenOdd", "min_samples": 1},
+        "model__name": "tests.fl_ray.own:OwnModule",
+        "clients_per_round": 30,
+    }
+    experiment, summary = run_small(**settings, rounds=1)
+    assert summary["updates_left_out"] == 24
+    assert experiment.folder.history()[0]["clients"] == 6
+
+
+def test_clients_without_samples_do_not_train(run_small: Run) -> None:
+    settings = {"data__partition": {"name": "dirichlet", "alpha": 0.01, "min_samples": 0}, "data__clients": 30}
+    experiment, _ = run_small(**settings, clients_per_round=30, rounds=1)
+    partition = experiment.data.partition
+    assert (partition.sizes == 0).any()
+    assert experiment.folder.history()[0]["clients"] == (partition.sizes > 0).sum()
+
+
+def test_a_diverged_augmented_model_is_left_out_and_counted(run_small: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fl_ray.runtime.host import ClientHost
+
+    def diverged(self: ClientHost, *arguments: object) -> tuple[np.ndarray, float]:
+        return np.full(self.layout.size, np.nan, dtype=np.float32), float("nan")
+
+    fedavg, _ = run_small()
+    monkeypatch.setattr(ClientHost, "train_on", diverged)
+    genfl, summary = run_small(method__name="genfl", with_generator=True)
+    assert summary["augmented_left_out"] == 3
+    assert (genfl._weights == fedavg._weights).all()
+
+
+def test_a_refused_run_leaves_no_folder(run_small: Run, tmp_path: Path) -> None:
+    with pytest.raises(SettingError):
+        run_small(data__clients=5000)
+    assert not list(tmp_path.iterdir())
+
+
 def test_folders_in_use_are_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "result").write_text("mine")

@@ -1,5 +1,6 @@
 """MLflow: what a run leaves in a store, that its model loads and predicts, that resuming doubles nothing."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def test_a_run_is_tracked_whole(run_small: Run, store: str) -> None:
     experiment, summary = run_small(tracking__enabled=True, tracking__uri=store, name="tracked")
     client = mlflow.MlflowClient(store)
     (found,) = client.search_runs([client.get_experiment_by_name("tracked").experiment_id])
-    assert found.info.run_id == (experiment.folder / "tracking.txt").read_text()
+    assert found.info.run_id == json.loads((experiment.folder / "tracking.json").read_text())["run_id"]
     assert found.info.status == "FINISHED"
     assert found.data.params["data.partition.alpha"] == "0.5"
     assert {found.data.tags[name] for name in ("method", "data", "partition")} == {"fedavg", "digits", "dirichlet"}
@@ -55,14 +56,14 @@ def test_a_resumed_run_is_one_run_without_doubled_steps(
         with pytest.raises(KeyboardInterrupt):
             Experiment(config, folder, runtime, StopAfter(3)).run()
         client = mlflow.MlflowClient(store)
-        assert client.get_run((folder / "tracking.txt").read_text()).info.status == "KILLED"
+        assert client.get_run(json.loads((folder / "tracking.json").read_text())["run_id"]).info.status == "KILLED"
         Experiment(config, folder, runtime, resume=True).run()
     (found,) = client.search_runs([client.get_experiment_by_name("small").experiment_id])
     assert found.info.status == "FINISHED"
     assert [metric.step for metric in client.get_metric_history(found.info.run_id, "energy_j")] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("uri", ["sqlite:////proc/no/store.db", "http://127.0.0.1:9", "nonsense://x"])
+@pytest.mark.parametrize("uri", ["sqlite:////proc/no/store.db", "http://127.0.0.1:9", "nonsense://x", "mysql:foo"])
 def test_a_store_that_can_not_be_used_is_named(small: Callable[..., RunConfig], uri: str) -> None:
     config = small(tracking__enabled=True, tracking__uri=uri)
     with pytest.raises(SettingError, match=r"tracking.uri.*--tracking.enabled false"):
@@ -79,3 +80,16 @@ def test_a_store_that_fails_later_does_not_take_the_run_with_it(
     experiment, summary = run_small(tracking__enabled=True, tracking__uri=store)
     assert summary["status"] == "finished"
     assert "disk full" in experiment.tracker.error
+    assert mlflow.MlflowClient(store).get_run(experiment.tracker.run_id).info.status == "FINISHED"
+
+
+def test_a_model_that_can_not_be_exported_ends_its_run_all_the_same(
+    run_small: Run, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unexportable(module: object, example: object) -> None:
+        raise TypeError("no export")
+
+    monkeypatch.setattr("fl_ray.tracking.log_model", unexportable)
+    experiment, _ = run_small(tracking__enabled=True, tracking__uri=store)
+    assert experiment.tracker.error == "TypeError: no export"
+    assert mlflow.MlflowClient(store).get_run(experiment.tracker.run_id).info.status == "FINISHED"

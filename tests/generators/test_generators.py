@@ -64,7 +64,7 @@ def test_samples_do_not_depend_on_the_pool(folder: Path, ray_session: None) -> N
     torch.set_num_threads(1)
     local = dict(LocalPool(generator, folder).make(blocks))
     for actors in (1, 3):
-        pool = GeneratorPool(generator, folder, actors, cpus=0, gpus=0)
+        pool = GeneratorPool(generator, folder, actors, cpus=0, gpus=0, threads=1, timeout_s=60)
         made = dict(pool.make(list(reversed(blocks))))
         pool.close()
         assert made.keys() == local.keys()
@@ -73,9 +73,25 @@ def test_samples_do_not_depend_on_the_pool(folder: Path, ray_session: None) -> N
     assert len({block_seed(block) for block in blocks} | {block_seed(Block(8, 0, 0))}) == 7
 
 
+def test_guidance_is_the_sum_of_both_predictions(folder: Path) -> None:
+    """One DDIM step by hand with eps = eps_null + 3 (eps_class - eps_null), each predicted by itself."""
+    generator = DiffusionGenerator(**{**TINY, "sampler": "ddim", "guidance": 3.0, "steps": 1})
+    pipeline = generator.load(folder, torch.device("cpu")).pipeline
+    labels, null = torch.tensor([1, 0]), torch.tensor([2, 2])
+    found = pipeline(labels, torch.Generator().manual_seed(5), steps=1, guidance=3.0)
+    x = torch.randn((2, 1, 8, 8), generator=torch.Generator().manual_seed(5))
+    t = pipeline.scheduler.timesteps[0]
+    with torch.no_grad():
+        conditional = pipeline.unet(x, t, class_labels=labels).sample
+        free = pipeline.unet(x, t, class_labels=null).sample
+    assert (conditional - free).abs().max() > 1e-3
+    expected = pipeline.scheduler.step(free + 3.0 * (conditional - free), t, x).prev_sample
+    assert torch.allclose(found, ((expected + 1) / 2).clamp(0, 1), atol=1e-5)
+
+
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp"])
 def test_guidance_of_one_is_plain_conditional_sampling(folder: Path, sampler: str) -> None:
-    """Against a hand-written loop; and any other weight is the sum of both predictions."""
+    """Against a hand-written loop."""
     settings = DiffusionGenerator(**{**TINY, "sampler": sampler, "guidance": 1.0, "steps": 4})
     found = settings.load(folder, torch.device("cpu")).sample(Block(0, 1, 0))
     unet = UNet2DModel.from_pretrained(folder, subfolder="unet", low_cpu_mem_usage=False).eval()
