@@ -49,9 +49,10 @@ def open_runtime(config: RunConfig, progress: Progress | None = None) -> Runtime
         return InProcessRuntime()
     from fl_ray.runtime.ray_backend import RayRuntime
 
-    if progress is not None:
-        progress.message("starting Ray" if config.ray.address is None else f"joining Ray at {config.ray.address}")
-    return RayRuntime(config.runtime, config.ray)
+    tell = progress.message if progress is not None else None
+    if tell is not None:
+        tell("starting Ray" if config.ray.address is None else f"joining Ray at {config.ray.address}")
+    return RayRuntime(config.runtime, config.ray, tell)
 
 
 def check(config: RunConfig) -> Method:
@@ -164,8 +165,6 @@ class Experiment:
         job = Job(config.model, shape, config.training, config.seed, config.rounds, config.runtime.threads)
         arrays = JobData(data.images, data.labels, data.partition, data.held_out, data.test_images, data.test_labels)
         context = RunContext(config, data, fleet, self.runtime, layout.is_parameter, self.progress, synthesis)
-        if on_ray:
-            self.progress.message(f"{config.data.clients} clients, {config.cohort_size} a round: starting their actors")
         with context.phases.phase("start"):
             self.runtime.open(job, arrays, config.fleet, fleet.tier, config.cohort_size)
         self._weights = initial_weights(config.model, shape, config.training, config.seed)

@@ -69,7 +69,8 @@ def comparison_report(output: Path, folders: Sequence[RunFolder]) -> Table:
         "Mean ± sample standard deviation over seeds; best: the largest test accuracy of any round. "
         "Rounds, time and energy to a target are means over the seeds that reached it. Virtual time and "
         "energy are modelled, wall time is measured. Virtual time holds the training of devices and server, not the "
-        "making of synthetic images, whose wall seconds each run's summary.json has. Samples trained: samples times epochs, of clients and server."
+        "making of synthetic images, whose wall seconds each run's summary.json has. Samples trained: samples times "
+        "epochs, of clients and server."
     )
     sections = [
         html.section("Results", html.table(columns, cells), f'<p class="note">{note}</p>'),

@@ -6,7 +6,7 @@ import itertools
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,13 +40,15 @@ def connect(config: RayConfig) -> bool:
         try:
             _answers(config.address)
             ray.init(address=config.address, **common)
-        except (OSError, ValueError) as error:  # ConnectionError is an OSError
+        except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
             raise PlacementError(
                 f"ray.address is {config.address}, but no Ray cluster answers there ({error}); start one with "
-                "`ray start --head`, or leave ray.address out to start Ray here"
+                "`ray start --head`, put its token into ~/.ray/auth_token (or RAY_AUTH_TOKEN; "
+                "RAY_AUTH_MODE=disabled for a cluster without), or leave ray.address out to start Ray here"
             ) from error
     else:
         ray.init(
+            address="local",  # without it Ray joins whatever cluster was last started on this machine
             num_cpus=config.num_cpus or os.cpu_count(),
             resources={"bandwidth": config.bandwidth},
             include_dashboard=False,
@@ -98,10 +100,14 @@ class _Remote:
 
 
 class RayRuntime(Runtime):
-    """Client actors by ``runtime.actors``; kept for the next run when that asks for the same bundles."""
+    """Client actors by ``runtime.actors``; kept for the next run when that asks for the same bundles.
 
-    def __init__(self, config: RuntimeConfig, ray_config: RayConfig) -> None:
-        self.config, self.ray_config = config, ray_config
+    Args:
+        tell: is told when actors are started, which takes seconds.
+    """
+
+    def __init__(self, config: RuntimeConfig, ray_config: RayConfig, tell: Callable[[str], None] | None = None) -> None:
+        self.config, self._tell = config, tell
         self._owns_ray = connect(ray_config)
         self._slots: list[Slot] = []
         self._group: PlacementGroup | None = None
@@ -114,6 +120,8 @@ class RayRuntime(Runtime):
         slots = plan_slots(self.config, fleet, tier_of, cohort_size, cluster)
         if slots != self._slots:
             self._release()
+            if self._tell is not None:
+                self._tell(f"starting {len(slots)} actors for {len(tier_of)} clients")
             self._group = self._place(slots, cluster)
             self._slots = slots
             self._actors = [self._actor(index, slot) for index, slot in enumerate(slots)]

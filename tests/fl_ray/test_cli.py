@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -237,6 +238,31 @@ def test_a_cluster_that_is_too_small_or_not_there(
     assert found.returncode == 2, found.stderr
     assert re.search(match, found.stderr), found.stderr
     assert "Traceback" not in found.stderr
+
+
+def test_a_running_cluster_is_joined_and_left_running(recipe: Path, tmp_path: Path) -> None:
+    """``ray start --block`` ends what it started, and that alone, when it is terminated."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=2"]
+    more = ["--resources", '{"bandwidth": 5}', "--include-dashboard=false", "--disable-usage-stats"]
+    environment = {**os.environ, "RAY_AUTH_MODE": "token"}
+    with (tmp_path / "head.log").open("w") as log:
+        head = subprocess.Popen(start + more, stdout=log, stderr=log, env=environment)
+    try:
+        deadline = time.monotonic() + 60
+        while "Ray runtime started" not in (tmp_path / "head.log").read_text() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        address = f"127.0.0.1:{port}"
+        words = ("run", "small.yaml", "--runtime.backend", "ray", "--ray.address", address, "--output", "out")
+        found = fl_ray(tmp_path, *words)
+        assert found.returncode == 0, found.stderr
+        assert "starting 2 actors for 6 clients" in found.stderr
+        assert head.poll() is None
+    finally:
+        head.terminate()
+        head.wait(60)
 
 
 def test_debug_shows_the_traceback(recipe: Path, tmp_path: Path) -> None:
