@@ -129,6 +129,8 @@ class Experiment:
             if context is not None and context.synthesis is not None:
                 context.synthesis.close()
             if status == "refused":
+                if self.tracker is not None:
+                    self.tracker.finish("FAILED", {}, [])
                 shutil.rmtree(self.folder.path)
             else:
                 summary = self._leave(context, status)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 __all__ = ["data_image", "definitions", "figure", "page", "section", "table"]
 
@@ -64,8 +63,3 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def definitions(title: str, content: str) -> str:
     """Folded plain text."""
     return f"<details><summary>{html.escape(title)}</summary><pre>{html.escape(content)}</pre></details>"
-
-
-def rows_of(values: Mapping[str, Any]) -> list[list[str]]:
-    """Two columns: name and value."""
-    return [[name, str(value)] for name, value in values.items()]

@@ -83,6 +83,15 @@ def test_a_store_that_fails_later_does_not_take_the_run_with_it(
     assert mlflow.MlflowClient(store).get_run(experiment.tracker.run_id).info.status == "FINISHED"
 
 
+def test_a_refused_run_is_not_left_running(run_small: Run, store: str) -> None:
+    """public_only finds out in its setup, when tracking has begun, that there are no public images."""
+    with pytest.raises(SettingError, match="public_fraction is 0"):
+        run_small(tracking__enabled=True, tracking__uri=store, method__name="public_only", data__public_fraction=0.0)
+    client = mlflow.MlflowClient(store)
+    (found,) = client.search_runs([client.get_experiment_by_name("small").experiment_id])
+    assert found.info.status == "FAILED"
+
+
 def test_a_model_that_can_not_be_exported_ends_its_run_all_the_same(
     run_small: Run, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
