@@ -13,23 +13,33 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from fl_ray.runtime.tasks import TrainingPath
+
 __all__ = ["Checkpoint", "latest", "save"]
 
 _KEPT = 2
-_HEADER = ("rounds_done", "ledger", "left_out", "phases", "wall_s")
+_HEADER = ("rounds_done", "ledger", "left_out", "phases", "wall_s", "path", "notes")
 
 
 @dataclass
 class Checkpoint:
-    """The state after ``rounds_done`` rounds: weights, the method's arrays, ledger, counters, wall seconds so far."""
+    """The state after ``rounds_done`` rounds.
+
+    Attributes:
+        state: arrays by part of the run (method, sampler, schedule, best) and name.
+        path: how clients are trained.
+        notes: what else belongs to the run: the tracker's run, the generator's cache keys.
+    """
 
     rounds_done: int
     weights: np.ndarray
-    method: dict[str, np.ndarray] = field(default_factory=dict)
+    state: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     ledger: dict[str, Any] = field(default_factory=dict)
     left_out: int = 0
     phases: dict[str, float] = field(default_factory=dict)
     wall_s: float = 0.0
+    path: TrainingPath = "plain"
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -39,7 +49,9 @@ def _files(folder: Path) -> list[Path]:
 def save(folder: Path, state: Checkpoint) -> None:
     """Write a checkpoint and remove all but the last two."""
     folder.mkdir(exist_ok=True)
-    tensors = {"weights": state.weights} | {f"method/{name}": value for name, value in state.method.items()}
+    tensors = {"weights": state.weights}
+    for part, arrays in state.state.items():
+        tensors |= {f"{part}/{name}": value for name, value in arrays.items()}
     header = {name: getattr(state, name) for name in _HEADER}
     path = folder / f"round_{state.rounds_done:06d}.safetensors"
     draft = folder / f".{path.name}.draft"
@@ -53,9 +65,13 @@ def save(folder: Path, state: Checkpoint) -> None:
         old.unlink()
 
 
-def latest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that can be read, or None. A damaged one is passed over with a warning."""
+def latest(folder: Path, at_most: int | None = None) -> Checkpoint | None:
+    """The newest checkpoint (after at most so many rounds) that can be read, or None. A damaged one is passed over
+    with a warning.
+    """
     for path in _files(folder):
+        if at_most is not None and int(path.stem.removeprefix("round_")) > at_most:
+            continue
         try:
             with safe_open(path, framework="numpy") as stored:
                 header = json.loads(stored.metadata()["run"])
@@ -63,6 +79,13 @@ def latest(folder: Path) -> Checkpoint | None:
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             warnings.warn(f"checkpoint {path} is damaged ({error}); going back to the one before", stacklevel=2)
             continue
-        method = {name.removeprefix("method/"): value for name, value in tensors.items() if name != "weights"}
-        return Checkpoint(weights=tensors["weights"], method=method, **header)
+        return Checkpoint(weights=tensors.pop("weights"), state=_nested(tensors), **header)
     return None
+
+
+def _nested(tensors: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    state: dict[str, dict[str, np.ndarray]] = {}
+    for name, value in tensors.items():
+        part, _, inner = name.partition("/")
+        state.setdefault(part, {})[inner] = value
+    return state

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 INTERRUPTED = 130
+MOST_SHOWN = 10_000  # clients that ``fl-ray partition`` counts
 _SETTINGS = (
     "Every setting of the recipe can be overridden by its dotted name, as --rounds 20 or "
     "--data.partition.alpha 0.1; --print_config shows all of them and stops. --debug shows an error's traceback."
@@ -266,6 +267,8 @@ def _report(options: Any, overrides: dict[str, Any]) -> int:
 
 
 def _partition(options: Any, overrides: dict[str, Any]) -> int:
+    import numpy as np
+
     from fl_ray.data.parts import prepare
     from fl_ray.data.statistics import emd, label_entropy
     from fl_ray.recipes import apply_overrides, load_recipe, make_config
@@ -273,20 +276,21 @@ def _partition(options: Any, overrides: dict[str, Any]) -> int:
 
     config = make_config(apply_overrides(load_recipe(options.recipe), overrides))
     data = prepare(config.data, config.seed)
-    entropy, distance = label_entropy(data.counts), emd(data.counts)
+    table = data.counts(np.arange(min(len(data.partition), MOST_SHOWN)))
+    entropy, distance = label_entropy(table), emd(table)
     rows = [
         [str(client), str(counts.sum()), f"{entropy[client]:.2f}", f"{distance[client]:.2f}", *map(str, counts[:20])]
-        for client, counts in enumerate(data.counts[:100])
+        for client, counts in enumerate(table[:100])
     ]
-    total = data.counts.sum(axis=0)
+    total = table.sum(axis=0)
     rows.append(["all", str(total.sum()), f"{entropy.mean():.2f}", f"{distance.mean():.2f}", *map(str, total[:20])])
     columns = ["client", "samples", "entropy [bit]", "EMD", *data.source.classes[:20]]
     _print_table(columns, rows, f"{config.data.name}, {config.data.partition.name}, seed {config.seed}")
-    if len(data.counts) > 100 or data.num_classes > 20:
+    if len(table) > 100 or data.num_classes > 20:
         print("shown: the first 100 clients and 20 classes; the row 'all' has sums, and means of entropy and EMD")
     output = Path(options.output) if options.output else _default_output(f"{config.name}-partition")
     output.mkdir(parents=True, exist_ok=True)
-    save_svg(output, "partition", partition_figure(data.counts, data.source.classes))
+    save_svg(output, "partition", partition_figure(table, data.source.classes))
     print(f"figure: {output / 'figures' / 'partition.svg'}")
     return 0
 

@@ -128,7 +128,7 @@ def run_comparison(comparison: Comparison, output: Path, progress: Progress) -> 
                 runtimes = {key: open_runtime(config, progress)}
             folder = run_folder_of(output, label, config.seed)
             tags = {"comparison": comparison.name, "label": label}
-            resume = (folder / "config.yaml").exists() and RunFolder(folder).config() == config
+            resume = (folder / "config.yaml").exists() and _is_of(RunFolder(folder).config(), config)
             if not resume:  # nothing there, or left by a run that was cut before it had settings
                 shutil.rmtree(folder, ignore_errors=True)
                 new_folder(folder)
@@ -139,14 +139,17 @@ def run_comparison(comparison: Comparison, output: Path, progress: Progress) -> 
             runtime.close()
 
 
+_RUNTIME_OF_RESULTS = ("threads", "gpus_per_actor", "training_path", "min_clients")
+
+
 def _settings(comparison: Comparison) -> dict[str, Any]:
     """What makes results: everything but how and where runs are carried out."""
     plain = {label: to_dict(config) for label, config in comparison.configs.items()}
     for content in plain.values():
         for key in ("ray", "tracking", "checkpoint", "compare", "seed"):
             content.pop(key)
-        # Threads and GPUs change the last bits of a result; where actors are placed does not.
-        content["runtime"] = {key: content["runtime"][key] for key in ("threads", "gpus_per_actor")}
+        # These change a result, if only its last bits; where actors are placed does not.
+        content["runtime"] = {key: content["runtime"][key] for key in _RUNTIME_OF_RESULTS}
         content["data"].pop("root")
         content["data"].pop("download")
         if content["generator"] is not None:
@@ -166,6 +169,13 @@ def _claim(comparison: Comparison, output: Path) -> None:
         return
     new_folder(output)
     marker.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+
+
+def _is_of(stored: RunConfig, config: RunConfig) -> bool:
+    """Whether a folder's resolved settings are those of a run; ``auto`` was resolved when it began."""
+    if config.runtime.training_path == "auto":
+        stored = replace(stored, runtime=replace(stored.runtime, training_path="auto"))
+    return stored == config
 
 
 def _is_done(output: Path, label: str, config: RunConfig) -> bool:

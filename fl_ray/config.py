@@ -8,7 +8,9 @@ from typing import Any, Literal
 from fl_ray.errors import SettingError
 
 __all__ = [
+    "AvailabilityConfig",
     "CheckpointConfig",
+    "ClockConfig",
     "Component",
     "DataConfig",
     "FleetConfig",
@@ -17,7 +19,9 @@ __all__ = [
     "RayConfig",
     "RunConfig",
     "RuntimeConfig",
+    "StoppingConfig",
     "TierConfig",
+    "TraceConfig",
     "TrackingConfig",
     "TrainingConfig",
 ]
@@ -131,6 +135,35 @@ class TierConfig:
 
 
 @dataclass
+class AvailabilityConfig:
+    """``fleet.availability``: every device can take part for a part of each period, from a moment of its own on."""
+
+    period_s: float = 86400.0
+    fraction: float = 0.5
+
+    def __post_init__(self) -> None:
+        _require(self.period_s > 0, "fleet.availability.period_s", self.period_s, "positive")
+        _require(0 < self.fraction <= 1, "fleet.availability.fraction", self.fraction, "in (0, 1]")
+
+
+@dataclass
+class TraceConfig:
+    """``fleet.trace``: devices as FedScale's files describe them; what they don't say comes from the tiers."""
+
+    capacity: str | None = None
+    """File of device capacities: milliseconds per sample and kbit/s of each device."""
+    availability: str | None = None
+    """File of the times at which devices are available."""
+    training_factor: float = 3.0
+    """Training takes so many times the capacity file's time per sample, which is that of inference (FedScale's 3)."""
+
+    def __post_init__(self) -> None:
+        some = self.capacity is not None or self.availability is not None
+        _require(some, "fleet.trace", "empty", "a mapping with capacity, availability or both")
+        _require(self.training_factor > 0, "fleet.trace.training_factor", self.training_factor, "positive")
+
+
+@dataclass
 class FleetConfig:
     """``fleet``: the devices and the cell they share."""
 
@@ -142,6 +175,10 @@ class FleetConfig:
     """Transmit power of the base station, for the down-link."""
     server_frequency_hz: float = 1e11
     """Cycles per second of the server, for the time of its own training; ``cycles_per_sample`` is its tiers' mean."""
+    dropout: float = 0.0
+    """Probability that a client of a round drops out before it is done (emulated; its energy so far is spent)."""
+    availability: AvailabilityConfig | None = None
+    trace: TraceConfig | None = None
 
     def __post_init__(self) -> None:
         _require(len(self.tiers) > 0, "fleet.tiers", self.tiers, "a list of at least one tier")
@@ -149,11 +186,17 @@ class FleetConfig:
         _require(len(set(names)) == len(names), "fleet.tiers", names, "named differently each")
         for name in ("bandwidth_hz", "server_power_w", "server_frequency_hz"):
             _require(getattr(self, name) > 0, f"fleet.{name}", getattr(self, name), "positive")
+        _require(0 <= self.dropout < 1, "fleet.dropout", self.dropout, "in [0, 1)")
+        traced = self.trace is not None and self.trace.availability is not None
+        _require(
+            not (traced and self.availability is not None), "fleet.availability", "given", "left out beside a trace's"
+        )
 
 
 @dataclass
 class RuntimeConfig:
-    """``runtime``: how clients run. Of these, only ``threads`` and ``gpus_per_actor`` change a result's last bits."""
+    """``runtime``: how clients run. ``threads``, ``gpus_per_actor`` and ``training_path`` change a result's last bits;
+    of the others, only ``min_clients`` can change a result."""
 
     backend: Literal["ray", "in_process"] = "ray"
     actors: Literal["per_client", "pooled", "auto"] = "auto"
@@ -164,12 +207,24 @@ class RuntimeConfig:
     """Torch threads of each actor (also of the in-process backend)."""
     gpus_per_actor: float = 0.0
     placement_timeout_s: float = 25.0
+    placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    """How the actors' bundles are spread over the nodes of a cluster."""
+    training_path: Literal["plain", "batched", "auto"] = "auto"
+    """``batched`` trains an actor's clients as one program (small models without random layers); ``auto`` tries both
+    before the first round. The run's config.yaml says which it was."""
+    min_clients: int = 1
+    """With fewer updates a round is repeated once, and then the run stops."""
+    emulate: Literal["virtual", "realtime"] = "virtual"
+    """``realtime``: clients take their modelled latency in wall time, too, multiplied by time_scale."""
+    time_scale: float = 1.0
 
     def __post_init__(self) -> None:
         _require(self.threads >= 1, "runtime.threads", self.threads, "at least 1")
         _require(self.gpus_per_actor >= 0, "runtime.gpus_per_actor", self.gpus_per_actor, "at least 0")
         _require(self.num_actors is None or self.num_actors >= 1, "runtime.num_actors", self.num_actors, "at least 1")
         _require(self.placement_timeout_s > 0, "runtime.placement_timeout_s", self.placement_timeout_s, "positive")
+        _require(self.min_clients >= 1, "runtime.min_clients", self.min_clients, "at least 1")
+        _require(self.time_scale > 0, "runtime.time_scale", self.time_scale, "positive")
 
 
 @dataclass
@@ -231,6 +286,47 @@ class CheckpointConfig:
 
 
 @dataclass
+class ClockConfig:
+    """``clock``: when a round ends, on the virtual clock.
+
+    ``synchronous``: with its last client. ``deadline``: after ``deadline_s`` at the latest; who is late is left out, or
+    waited for and weighted down by deadline / latency. ``asynchronous``: FedBuff (arXiv 2106.06639): ``concurrency``
+    clients train at any time, and a round is the arrival of ``buffer_size`` updates, each multiplied by
+    (1 + staleness)^-staleness_exponent.
+    """
+
+    mode: Literal["synchronous", "deadline", "asynchronous"] = "synchronous"
+    deadline_s: float | None = None
+    late: Literal["leave_out", "weight_down"] = "leave_out"
+    concurrency: int | None = None
+    """Default: the cohort's size."""
+    buffer_size: int = 10
+    staleness_exponent: float = 0.5
+
+    def __post_init__(self) -> None:
+        _require(self.deadline_s is None or self.deadline_s > 0, "clock.deadline_s", self.deadline_s, "positive")
+        needs = (self.mode == "deadline") == (self.deadline_s is not None)
+        _require(needs, "clock.deadline_s", self.deadline_s, "given with clock.mode deadline, and with no other")
+        for name in ("concurrency", "buffer_size"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"clock.{name}", value, "at least 1")
+        _require(self.staleness_exponent >= 0, "clock.staleness_exponent", self.staleness_exponent, "at least 0")
+
+
+@dataclass
+class StoppingConfig:
+    """``early_stopping``: the run ends when the test accuracy has not risen for so many evaluations (0: never)."""
+
+    patience: int = 0
+    min_delta: float = 0.0
+    """A rise of less does not count."""
+
+    def __post_init__(self) -> None:
+        _require(self.patience >= 0, "early_stopping.patience", self.patience, "at least 0")
+        _require(self.min_delta >= 0, "early_stopping.min_delta", self.min_delta, "at least 0")
+
+
+@dataclass
 class RunConfig:
     """A whole recipe, resolved."""
 
@@ -246,8 +342,15 @@ class RunConfig:
     rounds: int = 10
     clients_per_round: int | None = None
     """Size of the cohort; default: all clients."""
+    sampling: Component = field(default_factory=lambda: Component("uniform"))
+    updates: list[Component] = field(default_factory=list)
+    """Post-processors of every client's update, in order."""
+    clock: ClockConfig = field(default_factory=ClockConfig)
+    early_stopping: StoppingConfig = field(default_factory=StoppingConfig)
     evaluate_every: int = 1
     """Evaluate after every so many rounds, and after the last."""
+    evaluate_clients_every: int = 0
+    """Test every client on its own held-out images (data.client_test_fraction) after so many rounds; 0: at the end."""
     seed: int = 0
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -260,6 +363,9 @@ class RunConfig:
         _require(self.rounds >= 1, "rounds", self.rounds, "at least 1")
         _require(self.seed >= 0, "seed", self.seed, "at least 0")
         _require(self.evaluate_every >= 1, "evaluate_every", self.evaluate_every, "at least 1")
+        _require(self.evaluate_clients_every >= 0, "evaluate_clients_every", self.evaluate_clients_every, "at least 0")
+        paced = self.runtime.emulate == "realtime" and self.clock.mode == "asynchronous"
+        _require(not paced, "runtime.emulate", "realtime", "virtual with clock.mode asynchronous")
         if self.clients_per_round is not None:
             good = 1 <= self.clients_per_round <= self.data.clients
             _require(good, "clients_per_round", self.clients_per_round, f"in 1..{self.data.clients} (data.clients)")

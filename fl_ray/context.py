@@ -13,6 +13,9 @@ from fl_ray.devices.cost import Ledger
 from fl_ray.devices.fleet import Fleet
 from fl_ray.progress import Progress
 from fl_ray.runtime.base import Phases, Runtime
+from fl_ray.runtime.tasks import TrainingPath
+from fl_ray.sampling import ClientSampler
+from fl_ray.schedule import Schedule
 from fl_ray.synthesis import Synthesis
 
 __all__ = ["RunContext"]
@@ -24,8 +27,13 @@ class RunContext:
 
     Attributes:
         is_parameter: bool [size]; which entries of the flat weights are trained parameters, not buffers.
+        sampler: chooses the clients of a round.
+        schedule: says which of them come through, and when.
+        upload_bytes: one client's update on its uplink, after the recipe's ``updates``.
+        path: how clients are trained.
         synthesis: images of the recipe's generator; None where the recipe has none.
         notes: what a method wants in summary.json.
+        clock_s: the virtual time of a choice of clients, where it is not that of the ledger.
     """
 
     config: RunConfig
@@ -34,10 +42,21 @@ class RunContext:
     runtime: Runtime
     is_parameter: np.ndarray
     progress: Progress
+    sampler: ClientSampler
+    schedule: Schedule
+    upload_bytes: int
+    path: TrainingPath = "plain"
     synthesis: Synthesis | None = None
     ledger: Ledger = field(default_factory=Ledger)
     phases: Phases = field(default_factory=Phases)
     notes: dict[str, Any] = field(default_factory=dict)
+    clock_s: float | None = None
+
+    def available(self) -> np.ndarray | None:
+        """Which clients can take part now, bool [clients]; None: everybody."""
+        if self.fleet.availability is None:
+            return None
+        return self.fleet.availability.mask(self.ledger.virtual_time_s if self.clock_s is None else self.clock_s)
 
     @property
     def model_bytes(self) -> int:

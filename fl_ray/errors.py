@@ -1,12 +1,13 @@
 """Errors: one root, few leaves. Each message names the setting, its value and the way out."""
 
 __all__ = [
-    "ClientError",
     "DataMissingError",
     "FlRayError",
+    "LostActorsError",
     "OutputError",
     "PlacementError",
     "SettingError",
+    "TooFewClientsError",
 ]
 
 
@@ -40,5 +41,9 @@ class PlacementError(FlRayError, RuntimeError):
     exit_code = 2
 
 
-class ClientError(FlRayError, RuntimeError):
-    """Training failed inside a client; the message names client, round and stage."""
+class TooFewClientsError(FlRayError, RuntimeError):
+    """Fewer updates than ``runtime.min_clients`` came in, twice; the message says why clients were left out."""
+
+
+class LostActorsError(FlRayError, RuntimeError):
+    """Actors died again and again on the same work."""

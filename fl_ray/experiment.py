@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,14 @@ from fl_ray.progress import Progress
 from fl_ray.recipes import build
 from fl_ray.run_folder import RunFolder, write_json
 from fl_ray.runtime.base import Runtime
-from fl_ray.runtime.host import Evaluation, Job, JobData
+from fl_ray.runtime.tasks import Evaluation, Job, JobData
+from fl_ray.schedule import make_schedule
 from fl_ray.server import RoundReport, checkpoint_of, rounds
+from fl_ray.stopping import BestModel
 from fl_ray.summary import outcome
 from fl_ray.synthesis import Synthesis
 from fl_ray.tracking import Tracker, prepare_store, tracking_uri
+from fl_ray.updates import UpdateChain
 
 __all__ = ["Experiment", "check", "open_runtime"]
 
@@ -39,6 +42,8 @@ BAD_INPUT = 2  # exit code
 TIMELINE_ROUNDS = 5
 TIMELINE_CLIENTS = 40
 SAMPLE_COLUMNS = 8
+_STATISTICS_CLIENTS = 10_000  # that the mean entropy and EMD of a partition are taken over
+_PATH_CLIENTS = 16  # that the training path is chosen with
 
 
 def open_runtime(config: RunConfig, progress: Progress | None = None) -> Runtime:
@@ -63,6 +68,15 @@ def check(config: RunConfig) -> Method:
     """
     method: Method = build("method", config.method)
     build("partition", config.data.partition)
+    build("sampling", config.sampling)
+    for update in config.updates:
+        build("update", update)
+    make_schedule(config, method)
+    if config.evaluate_clients_every and config.data.client_test_fraction == 0:
+        raise SettingError(
+            f"evaluate_clients_every is {config.evaluate_clients_every}, but data.client_test_fraction is 0, so no "
+            "client has images to be tested on; raise it"
+        )
     if method.uses_generator:
         if config.generator is None:
             raise SettingError(f"method {config.method.name} needs a generator; add a generator section")
@@ -101,6 +115,7 @@ class Experiment:
             self.label, self.tags = stored["label"], stored["tags"]
         self.tracker: Tracker | None = None
         self._left_out = 0
+        self._best = BestModel(config.early_stopping)
         self._weights = np.empty(0, dtype=np.float32)
         self._started = time.perf_counter()
         self._wall_before = 0.0  # seconds of earlier legs of a resumed run
@@ -164,13 +179,43 @@ class Experiment:
             synthesis = Synthesis(config.generator, data, self.progress, on_ray, config.runtime.threads)
             # Before the clients' actors start, so that training the generator has the machine to itself.
             synthesis.prepare()
-        job = Job(config.model, shape, config.training, config.seed, config.rounds, config.runtime.threads)
+        training, updates = config.training, tuple(config.updates)
+        job = Job(config.model, shape, training, config.seed, config.rounds, config.runtime.threads, updates)
         arrays = JobData(data.images, data.labels, data.partition, data.held_out, data.test_images, data.test_labels)
-        context = RunContext(config, data, fleet, self.runtime, layout.is_parameter, self.progress, synthesis)
+        context = RunContext(
+            config=config,
+            data=data,
+            fleet=fleet,
+            runtime=self.runtime,
+            is_parameter=layout.is_parameter,
+            progress=self.progress,
+            sampler=build("sampling", config.sampling),
+            schedule=make_schedule(config, self.method),
+            upload_bytes=UpdateChain(updates, layout.is_parameter, config.seed).upload_bytes(),
+            synthesis=synthesis,
+        )
         with context.phases.phase("start"):
             self.runtime.open(job, arrays, config.fleet, fleet.tier, config.cohort_size)
-        self._weights = initial_weights(config.model, shape, config.training, config.seed)
+        self._weights = initial_weights(config.model, shape, training, config.seed)
         return context
+
+    def _resolve_path(self, context: RunContext) -> None:
+        """Choose the training path and write it into config.yaml: a resumed run must take the same one."""
+        wanted = self.config.runtime.training_path
+        if not self.method.trains_clients or wanted == "plain":
+            return
+        trying = np.flatnonzero(context.data.partition.sizes[:_PATH_CLIENTS] > 0).tolist()
+        key = repr((wanted, self.config.model, self.config.training))
+        with context.phases.phase("start"):
+            if key not in self.runtime.paths:  # all runs of a comparison go the same way
+                self.runtime.paths[key] = self.runtime.resolve_path(wanted, trying, self._weights)
+            path, reason = self.runtime.paths[key]
+        context.path = path
+        if wanted == "auto":
+            self.progress.message(f"training path {path}: {reason}")
+            runtime = replace(self.config.runtime, training_path=path)
+            self.config = context.config = replace(self.config, runtime=runtime)
+            self.folder.write_config(self.config)
 
     def _begin_tracking(self, data: FederatedData) -> None:
         if not self.config.tracking.enabled:
@@ -188,12 +233,10 @@ class Experiment:
         done = 0
         found = checkpoint.latest(self.folder / "checkpoints") if self.resume else None
         if found is not None:
-            done, self._weights, self._left_out = found.rounds_done, found.weights, found.left_out
-            context.ledger = Ledger(**found.ledger)
-            self.method.load_state(found.method)
-            context.phases.seconds.update(found.phases)
-            self._wall_before = found.wall_s
-            self.progress.message(f"going on after round {done}")
+            done = found.rounds_done
+            self._restore(found, context)
+        else:
+            self._resolve_path(context)
         self.folder.start_history(keep_rounds=done)
         if self.tracker is not None:
             for row in self.folder.history():  # a hard kill may have cut the tracker off behind the checkpoint
@@ -206,42 +249,106 @@ class Experiment:
                 self._weights = report.weights
                 self._left_out += len(report.result.left_out)
                 with context.phases.phase("log"):
-                    self._log(report, timeline)
+                    self._log(report, timeline, context)
                     # Taken now: an interrupt comes in the middle of the next round, when the method has moved on.
-                    state = checkpoint_of(report, context, self.method, self._left_out, self._wall())
+                    state = self._checkpoint(report, context)
                     if every and report.row["round"] % every == 0:
                         checkpoint.save(self.folder / "checkpoints", state)
+                if self._best.stalled:
+                    context.notes["stopped_early"] = report.row["round"]
+                    self.progress.message(
+                        f"stopped after round {report.row['round']}: no rise of the test accuracy in "
+                        f"{self.config.early_stopping.patience} evaluations"
+                    )
+                    break
         finally:
             if every and state is not None:  # whatever ended the rounds, none that is finished is lost
                 checkpoint.save(self.folder / "checkpoints", state)
 
+    def _checkpoint(self, report: RoundReport, context: RunContext) -> checkpoint.Checkpoint:
+        state = checkpoint_of(report, context, self.method, self._left_out, self._wall())
+        state.state["best"] = self._best.state()
+        state.notes = {"tracking_run": self.tracker.run_id if self.tracker is not None else None}
+        if context.synthesis is not None:
+            state.notes["generator"] = context.synthesis.keys()
+        return state
+
+    def _restore(self, found: checkpoint.Checkpoint, context: RunContext) -> None:
+        self._weights, self._left_out = found.weights, found.left_out
+        context.ledger, context.path = Ledger(**found.ledger), found.path
+        context.phases.seconds.update(found.phases)
+        self._wall_before = found.wall_s
+        self.method.load_state(found.state.get("method", {}))
+        context.sampler.load_state(found.state.get("sampler", {}))
+        if found.state.get("schedule"):
+            context.schedule.load_state(found.state["schedule"], context)
+        self._best.load_state(found.state["best"])
+        self.progress.message(f"going on after round {found.rounds_done}")
+
     def _wall(self) -> float:
         return self._wall_before + time.perf_counter() - self._started
 
-    def _log(self, report: RoundReport, timeline: list[dict[str, Any]]) -> None:
-        self.folder.add_history(report.row)
+    def _log(self, report: RoundReport, timeline: list[dict[str, Any]], context: RunContext) -> None:
+        row, number = report.row, report.row["round"]
+        self._best.see(number, row["test_accuracy"], report.weights)
+        every = self.config.evaluate_clients_every
+        if every and number % every == 0:
+            row |= self._test_clients(context, number)
+        self.folder.add_history(row)
         if self.tracker is not None:
-            self.tracker.round(report.row)
-        for record in report.result.left_out:
-            self.progress.message(
-                f"round {report.row['round']}: client {record.client} is left out of the average: {record.left_out}"
-            )
-        if report.cost is not None and report.row["round"] <= TIMELINE_ROUNDS:
-            shown = slice(0, TIMELINE_CLIENTS)
-            parts = {name: values[shown] for name, values in asdict(report.cost).items() if name.startswith("t_")}
-            entry = {"round": report.row["round"], "start_s": report.started_virtual_s}
-            timeline.append({**entry, "clients": report.cohort[shown], **parts})
+            self.tracker.round(row)
+        self._tell_left_out(report)
+        if report.plan is not None and number <= TIMELINE_ROUNDS:
+            shown, plan = slice(0, TIMELINE_CLIENTS), report.plan
+            parts = {name: values[shown] for name, values in asdict(plan.cost).items() if name.startswith("t_")}
+            entry = {"round": number, "start_s": report.started_virtual_s, "clients": plan.cohort[shown]}
+            timeline.append({**entry, **parts})
             write_json(self.folder / "timeline.json", timeline)
-        self.progress.round(report.row, self.config.rounds)
+        self.progress.round(row, self.config.rounds)
+
+    def _tell_left_out(self, report: RoundReport) -> None:
+        """What went wrong in a round's clients; emulated faults are expected and only counted."""
+        emulated = report.plan.left_out if report.plan is not None else {}
+        clients = {int(report.plan.cohort[place]) for place in emulated} if emulated else set()
+        for record in report.result.records:
+            if record.left_out is not None and record.client not in clients:
+                self.progress.message(
+                    f"round {report.row['round']}: client {record.client} is left out of the average: {record.left_out}"
+                )
+            elif record.raised is not None:
+                self.progress.message(f"{record.raised}; it was trained once more, and that went well")
+
+    def _test_clients(self, context: RunContext, number: int) -> dict[str, float]:
+        """Every client's model on its own held-out images, into clients.csv; the row's columns."""
+        clients = np.flatnonzero(context.data.held_out.sizes > 0).tolist()
+        with context.phases.phase("evaluate"):
+            models = self.method.client_models(context, self._weights)
+            found = self.runtime.evaluate_clients(models, clients)
+        pairs = [(client, entry) for client, entry in zip(clients, found, strict=True) if entry is not None]
+        self.folder.add_clients(
+            [
+                {
+                    "round": number,
+                    "client": client,
+                    "samples": entry.count,
+                    "accuracy": entry.accuracy,
+                    "loss": entry.loss,
+                }
+                for client, entry in pairs
+            ]
+        )
+        context.notes["client_accuracy"] = accuracy = _client_accuracy([entry for _, entry in pairs])
+        return {"client_accuracy": accuracy["mean"], "client_accuracy_worst_decile": accuracy["worst_decile"]}
 
     def _write_partition(self, data: FederatedData) -> None:
+        shown = data.counts(np.arange(min(len(data.partition), _STATISTICS_CLIENTS)))
         content = {
             "digest": data.partition.digest(),
             "classes": data.source.classes,
             "clients": len(data.partition),
-            "mean_entropy_bits": float(label_entropy(data.counts).mean()),
-            "mean_emd": float(emd(data.counts).mean()),
-            "counts": data.counts[:200],
+            "mean_entropy_bits": float(label_entropy(shown).mean()),
+            "mean_emd": float(emd(shown).mean()),
+            "counts": shown[:200],
         }
         write_json(self.folder / "partition.json", content)
 
@@ -254,10 +361,14 @@ class Experiment:
         for prefix, weights in self.method.models(self._weights).items():
             tensors |= {f"{prefix}{name}": tensor for name, tensor in layout.named(weights).items()}
         save_file(tensors, self.folder / "model.safetensors", {"format": "pt"})
-        if context.data.held_out.indices.size:
-            models = self.method.client_models(context, self._weights)
-            found = [entry for entry in self.runtime.evaluate_clients(models) if entry is not None]
-            context.notes["client_accuracy"] = _client_accuracy(found)
+        if self._best.weights is not None:
+            context.notes["best_round"] = self._best.round
+            if set(self.method.models(self._best.weights)) == {""}:  # not where every client has a model of its own
+                save_file(layout.named(self._best.weights), self.folder / "best_model.safetensors", {"format": "pt"})
+        if len(context.data.held_out) and context.data.held_out.sizes.any():
+            last = self.folder.history()[-1]["round"]
+            if last not in self.folder.tested_rounds():
+                self._test_clients(context, last)
         if context.synthesis is not None:
             context.notes["synthesis"] = context.synthesis.report()
             self._write_samples(context)

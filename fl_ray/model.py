@@ -76,9 +76,14 @@ class WeightLayout:
         sizes = [tensor.numel() for tensor in self._tensors]
         self._ends = np.cumsum(sizes).tolist()
         self.size = int(sum(sizes))
-        trained = {id(parameter) for parameter in module.parameters()}
+        parameters = list(module.parameters())
+        trained = {id(parameter) for parameter in parameters}
         flags = [id(tensor) in trained for tensor in self._tensors]
         self.is_parameter = np.repeat(np.array(flags, dtype=bool), sizes)
+        places = {id(tensor): index for index, tensor in reversed(list(enumerate(self._tensors)))}
+        starts = [0, *self._ends[:-1]]
+        self._places = [(starts[i], self._ends[i]) for i in (places[id(parameter)] for parameter in parameters)]
+        self._shapes = [parameter.shape for parameter in parameters]
 
     def read(self) -> torch.Tensor:
         """The module's state as a new float32 CPU vector [size]."""
@@ -92,6 +97,10 @@ class WeightLayout:
             values = flat[start:end].view(tensor.shape)
             tensor.copy_(values if tensor.is_floating_point() else values.round())
             start = end
+
+    def parameters(self, flat: torch.Tensor) -> list[torch.Tensor]:
+        """Views of a vector [size], shaped and ordered as ``module.parameters()``."""
+        return [flat[a:b].view(shape) for (a, b), shape in zip(self._places, self._shapes, strict=True)]
 
     def named(self, flat: np.ndarray) -> dict[str, torch.Tensor]:
         """The vector as named tensors, as a state dict holds them."""

@@ -32,6 +32,8 @@ INJECTED: dict[str, frozenset[str]] = {
     "method": frozenset(),
     "partition": frozenset(),
     "generator": frozenset(),
+    "sampling": frozenset(),
+    "update": frozenset(),
 }
 TOP_LEVEL = tuple(field.name for field in dataclasses.fields(cfg.RunConfig))
 _PLAIN_SECTIONS = {
@@ -41,7 +43,11 @@ _PLAIN_SECTIONS = {
     "ray": cfg.RayConfig,
     "tracking": cfg.TrackingConfig,
     "checkpoint": cfg.CheckpointConfig,
+    "clock": cfg.ClockConfig,
+    "early_stopping": cfg.StoppingConfig,
 }
+_LABELS = {"partition": "data.partition", "update": "updates"}
+_COMPONENTS = ("model", "method", "sampling")
 
 
 def load_recipe(path: str | Path) -> dict[str, Any]:
@@ -155,13 +161,15 @@ def make_config(recipe: Mapping[str, Any]) -> cfg.RunConfig:
     for key, value in values.items():
         if key in _PLAIN_SECTIONS:
             top[key] = _plain(key, _PLAIN_SECTIONS[key], _mapping(key, value))
-        elif key in ("model", "method"):
+        elif key in _COMPONENTS:
             top[key] = _component(key, _mapping(key, value))
         elif key == "data":
             top[key] = _data(_mapping(key, value))
         elif key == "generator":
             top[key] = _generator(_mapping(key, value))
-    for key in ("model", "method"):  # the default components have default settings to fill in, too
+        elif key == "updates":
+            top[key] = _updates(value)
+    for key in _COMPONENTS:  # the default components have default settings to fill in, too
         top.setdefault(key, _component(key, {"name": getattr(cfg.RunConfig(), key).name}))
     top.setdefault("data", _data({}))
     scalars = {key: value for key, value in values.items() if key not in top}
@@ -176,6 +184,7 @@ class _Scalars:
     rounds: int = 10
     clients_per_round: int | None = None
     evaluate_every: int = 1
+    evaluate_clients_every: int = 0
     seed: int = 0
     compare: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     targets: list[float] = dataclasses.field(default_factory=list)
@@ -185,8 +194,14 @@ class _Scalars:
         return cfg.RunConfig(**own, **sections)
 
 
+def _updates(values: Any) -> list[cfg.Component]:
+    if not isinstance(values, list):
+        raise SettingError(f"updates is {values!r}, but it must be a list, as [{{name: clip, norm: 1.0}}]")
+    return [_component("update", _mapping("updates", item)) for item in values]
+
+
 def _mapping(key: str, value: Any) -> dict[str, Any]:
-    if isinstance(value, str) and key in ("model", "method", "data", "generator", "data.partition"):
+    if isinstance(value, str) and key in (*_COMPONENTS, "data", "generator", "data.partition", "updates"):
         return {"name": value}
     if not isinstance(value, Mapping):
         raise SettingError(f"{key} is {value!r}, but it must be a mapping of settings")
@@ -217,7 +232,7 @@ def _component(kind: str, values: dict[str, Any]) -> cfg.Component:
     name = values.pop("name", None)
     if not isinstance(name, str):
         raise SettingError(f"{kind}.name is missing.{nearest('', [])}" if name is None else f"{kind}.name: {name!r}")
-    label = "data.partition" if kind == "partition" else kind
+    label = _LABELS.get(kind, kind)
     return cfg.Component(name, _checked(label, resolve_name(kind, name), values, INJECTED[kind]))
 
 
@@ -235,8 +250,7 @@ def build(kind: str, component: cfg.Component, **injected: Any) -> Any:
     except SettingError:
         raise
     except (ValueError, TypeError) as error:
-        label = "data.partition" if kind == "partition" else kind
-        raise SettingError(f"{label} {component.name}: {error}") from error
+        raise SettingError(f"{_LABELS.get(kind, kind)} {component.name}: {error}") from error
 
 
 def _parameters(target: Callable[..., Any]) -> set[str]:
@@ -265,6 +279,9 @@ def _refuse_nested(label: str, kind: type, values: dict[str, Any]) -> None:
     if kind is cfg.FleetConfig:
         for tier in values.get("tiers") or []:
             _refuse_nested("fleet.tiers", cfg.TierConfig, _mapping("fleet.tiers", tier))
+        for key, nested in (("availability", cfg.AvailabilityConfig), ("trace", cfg.TraceConfig)):
+            if values.get(key):
+                _refuse_nested(f"fleet.{key}", nested, _mapping(f"fleet.{key}", values[key]))
     if kind is cfg.GeneratorConfig and values.get("pool"):
         _refuse_nested("generator.pool", cfg.PoolConfig, _mapping("generator.pool", values["pool"]))
 
@@ -333,9 +350,10 @@ def _types(text: str) -> str:
 def to_dict(config: cfg.RunConfig) -> dict[str, Any]:
     """The resolved recipe as plain mappings, in the form of a recipe file: ``make_config`` takes it back."""
     plain = dataclasses.asdict(config)
-    for key in ("model", "method", "generator"):
+    for key in (*_COMPONENTS, "generator"):
         if plain[key] is not None:
             plain[key] = _flat_component(plain[key])
+    plain["updates"] = [_flat_component(item) for item in plain["updates"]]
     plain["data"]["partition"] = _flat_component(plain["data"]["partition"])
     plain["data"] = _flat_component(plain["data"])
     return plain

@@ -55,6 +55,7 @@ REGISTRY: dict[str, dict[str, Entry]] = {
         "quantity": Entry(f"{_PARTS}:QuantitySkew", "same class mix, sizes from Dir(alpha)"),
         "domain": Entry(f"{_PARTS}:DomainSkew", "every client's images come from one domain"),
         "natural": Entry(f"{_PARTS}:Natural", "by the data set's own client ids"),
+        "resampled": Entry(f"{_PARTS}:Resampled", "a population of any size, whose clients share samples"),
     },
     "model": {
         "mlp": Entry(f"{_NETS}:MLP", "fully connected, ReLU"),
@@ -62,6 +63,14 @@ REGISTRY: dict[str, dict[str, Entry]] = {
         "vgg9": Entry(f"{_NETS}:VGG9", "VGG-9, 3,491,530 parameters at 3x32x32 and 10 classes"),
         "resnet18": Entry(f"{_NETS}:ResNet18", "ResNet-18 with a stem for 32x32"),
         "exquisite_v1": Entry("lightning_modules.exquisite:ExquisiteNetV1", "ExquisiteNetV1 of TU Delft's GenFL"),
+    },
+    "sampling": {
+        "uniform": Entry("fl_ray.sampling:Uniform", "every client is equally likely to be chosen for a round"),
+    },
+    "update": {
+        "clip": Entry("fl_ray.updates:NormClip", "scale an update down to an L2 norm"),
+        "quantise": Entry("fl_ray.updates:Quantise", "stochastic rounding to a few bits, bytes counted"),
+        "top_k": Entry("fl_ray.updates:TopK", "keep the largest entries, bytes counted"),
     },
     "generator": {
         "diffusion": Entry(

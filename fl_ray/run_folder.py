@@ -32,9 +32,12 @@ HISTORY_COLUMNS = (
     "train_loss",
     "test_accuracy",
     "test_loss",
+    "client_accuracy",
+    "client_accuracy_worst_decile",
     "wall_s",
 )
-_INTEGERS = {"round", "bytes_up", "bytes_down", "clients"}
+CLIENT_COLUMNS = ("round", "client", "samples", "accuracy", "loss")
+_INTEGERS = {"round", "bytes_up", "bytes_down", "clients", "client", "samples"}
 _PACKAGES = ("ray", "torch", "torchvision", "pytorch-lightning", "diffusers", "mlflow", "numpy")
 
 
@@ -132,30 +135,33 @@ class RunFolder:
         return yaml.safe_load((self / "config.yaml").read_text(encoding="utf-8")).get("environment", {})
 
     def start_history(self, keep_rounds: int = 0) -> None:
-        """A history.csv with the first ``keep_rounds`` rounds of what is there."""
-        rows = [row for row in self.history() if row["round"] <= keep_rounds] if keep_rounds else []
-        draft = self / ".history.draft"
-        with draft.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, HISTORY_COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
-        draft.replace(self / "history.csv")
+        """A history.csv with the first ``keep_rounds`` rounds of what is there; clients.csv likewise."""
+        _rewrite(self / "history.csv", HISTORY_COLUMNS, [row for row in self.history() if row["round"] <= keep_rounds])
+        kept = [row for row in self.clients() if row["round"] <= keep_rounds]
+        if kept or (self / "clients.csv").exists():
+            _rewrite(self / "clients.csv", CLIENT_COLUMNS, kept)
 
     def add_history(self, row: dict[str, Any]) -> None:
-        """Append a round."""
-        with (self / "history.csv").open("a", newline="", encoding="utf-8") as stream:
-            csv.DictWriter(stream, HISTORY_COLUMNS).writerow(row)
+        """Append a round; columns that it lacks are NaN."""
+        _append(self / "history.csv", HISTORY_COLUMNS, [row])
+
+    def add_clients(self, rows: list[dict[str, Any]]) -> None:
+        """Append the clients' own tests of a round."""
+        if not (self / "clients.csv").exists():
+            _rewrite(self / "clients.csv", CLIENT_COLUMNS, [])
+        _append(self / "clients.csv", CLIENT_COLUMNS, rows)
 
     def history(self) -> list[dict[str, Any]]:
         """All rounds; counts are int, the rest float (NaN where a round was not evaluated)."""
-        path = self / "history.csv"
-        if not path.exists():
-            return []
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        if lines and not lines[-1].endswith("\n"):
-            lines.pop()  # a kill or a full disk cut the last line
-        rows = csv.DictReader(lines)
-        return [{key: int(value) if key in _INTEGERS else float(value) for key, value in row.items()} for row in rows]
+        return _read_csv(self / "history.csv")
+
+    def clients(self) -> list[dict[str, Any]]:
+        """Every client's own tests."""
+        return _read_csv(self / "clients.csv")
+
+    def tested_rounds(self) -> set[int]:
+        """After which rounds the clients were tested."""
+        return {row["round"] for row in self.clients()}
 
     def timeline(self) -> list[dict[str, Any]]:
         """The device timeline of the first rounds; empty where there is none."""
@@ -176,3 +182,26 @@ class RunFolder:
         """Whether the run came to its end."""
         summary = self.summary()
         return summary is not None and summary["status"] == "finished"
+
+
+def _rewrite(path: Path, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+    draft = path.with_name(f".{path.name}.draft")
+    with draft.open("w", newline="", encoding="utf-8") as stream:
+        csv.DictWriter(stream, columns).writeheader()
+        csv.DictWriter(stream, columns, restval="nan").writerows(rows)
+    draft.replace(path)
+
+
+def _append(path: Path, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+    with path.open("a", newline="", encoding="utf-8") as stream:
+        csv.DictWriter(stream, columns, restval="nan").writerows(rows)
+
+
+def _read_csv(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()  # a kill or a full disk cut the last line
+    rows = csv.DictReader(lines)
+    return [{key: int(value) if key in _INTEGERS else float(value) for key, value in row.items()} for row in rows]

@@ -1,21 +1,26 @@
-"""The one round loop. Methods fill in its stages."""
+"""The one round loop. Methods fill in its stages; the schedule says who comes through, and when."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from fl_ray.checkpoint import Checkpoint
 from fl_ray.context import RunContext
-from fl_ray.devices.cost import RoundCost, round_cost, server_time_s
+from fl_ray.devices.cost import server_time_s
+from fl_ray.errors import TooFewClientsError
 from fl_ray.methods.base import Method
 from fl_ray.runtime.base import RoundResult
+from fl_ray.runtime.tasks import ClientRecord, RoundSettings
+from fl_ray.schedule import RoundPlan
 
-__all__ = ["RoundReport", "checkpoint_of", "rounds"]
+__all__ = ["RoundReport", "checkpoint_of", "rounds", "train_clients"]
+
+_TOLD = 3  # reasons that an error names
 
 
 @dataclass
@@ -25,34 +30,44 @@ class RoundReport:
     row: dict[str, Any]
     weights: np.ndarray
     result: RoundResult
-    cost: RoundCost | None
-    cohort: np.ndarray
+    plan: RoundPlan | None
     started_virtual_s: float
     """Virtual time at which the round began."""
 
 
 def rounds(run: RunContext, method: Method, weights: np.ndarray, done: int = 0) -> Iterator[RoundReport]:
-    """Run the rounds from ``done`` on, one report each."""
+    """Run the rounds from ``done`` on, one report each.
+
+    Raises:
+        TooFewClientsError: twice in a round, fewer updates than ``runtime.min_clients`` came in.
+    """
     config = run.config
+    ended = time.perf_counter()
     for number in range(done, config.rounds):
-        started, virtual = time.perf_counter(), run.ledger.virtual_time_s
-        cohort = method.cohort(run, number)
+        virtual, plan = run.ledger.virtual_time_s, None
+        with run.phases.phase("dispatch"):
+            if method.trains_clients:
+                plan = run.schedule.plan(run, method, number, weights)
+            # A server that trains alone may still ask a cohort for its label statistics.
+            cohort = plan.cohort if plan is not None else method.cohort(run, number, weights)
         method.before_training(run, number, weights, cohort)
-        result, cost = RoundResult(np.zeros(len(weights)), {}, []), None
-        if method.trains_clients:
-            tasks = method.tasks(run, number, cohort)
-            individual = method.needs == "individual"
-            result = run.runtime.train(tasks, weights, number, individual, run.phases)
-            cost = _cost(run, method, cohort)
+        result = RoundResult(np.zeros(len(weights)), {}, [])
+        if plan is not None:
+            plan, result = _train(run, method, number, weights, plan)
+            run.sampler.observe(run, number, plan, result)
         with run.phases.phase("train"):
             method.after_training(run)
         with run.phases.phase("aggregate"):
             weights = method.aggregate(run, number, weights, result)
-        _book(run, method, number, cohort, cost)
+        samples = method.server_samples(run, number)
+        run.ledger.samples_trained += samples
+        server_ends = virtual + server_time_s(run.config.fleet, run.fleet, samples)
+        run.ledger.advance(max(server_ends, plan.ends_s if plan is not None else 0.0))
         evaluation = None
         if (number + 1) % config.evaluate_every == 0 or number + 1 == config.rounds:
             with run.phases.phase("evaluate"):
                 evaluation = method.evaluate(run, weights)
+        began, ended = ended, time.perf_counter()
         row = {
             "round": number + 1,
             "virtual_time_s": run.ledger.virtual_time_s,
@@ -63,31 +78,64 @@ def rounds(run: RunContext, method: Method, weights: np.ndarray, done: int = 0) 
             "train_loss": method.train_loss(result),
             "test_accuracy": evaluation.accuracy if evaluation else float("nan"),
             "test_loss": evaluation.loss if evaluation else float("nan"),
-            "wall_s": time.perf_counter() - started,
+            "wall_s": ended - began,
         }
-        yield RoundReport(row, weights, result, cost, cohort, virtual)
+        yield RoundReport(row, weights, result, plan, virtual)
 
 
-def _link_bytes(run: RunContext, method: Method) -> int:
-    return run.model_bytes if method.exchanges_weights else 0
+def _train(
+    run: RunContext, method: Method, number: int, weights: np.ndarray, plan: RoundPlan
+) -> tuple[RoundPlan, RoundResult]:
+    """Train the planned clients; once more where too few updates come in. What it costs is booked, twice if need be."""
+    wanted = run.config.runtime.min_clients
+    result = train_clients(run, method, number, weights, plan)
+    _book(run, method, plan)
+    if len(result.included) >= wanted:
+        return plan, result
+    run.progress.message(f"round {number + 1} is repeated: {len(result.included)} of {wanted} updates came in")
+    run.ledger.advance(plan.ends_s)
+    plan = run.schedule.again(run, plan, number)
+    result = train_clients(run, method, number, weights, plan)
+    _book(run, method, plan)
+    if len(result.included) >= wanted:
+        return plan, result
+    reasons = [f"client {record.client}: {record.left_out}" for record in result.left_out]
+    raise TooFewClientsError(
+        f"round {number + 1}: {len(result.included)} updates came in, twice, but runtime.min_clients is {wanted}. "
+        + "; ".join(reasons[:_TOLD])
+        + (f"; and {len(reasons) - _TOLD} more" if len(reasons) > _TOLD else "")
+    )
 
 
-def _cost(run: RunContext, method: Method, cohort: np.ndarray) -> RoundCost:
-    link = _link_bytes(run, method)
-    samples = run.data.partition.sizes[cohort]
-    return round_cost(run.config.fleet, run.fleet, cohort, samples, run.config.training.local_epochs, link, link)
+def train_clients(run: RunContext, method: Method, number: int, weights: np.ndarray, plan: RoundPlan) -> RoundResult:
+    """The planned clients' training; the records of those that don't come through say why."""
+    with run.phases.phase("dispatch"):
+        arrived = plan.cohort[plan.arrived]
+        tasks = plan.adapt(method.tasks(run, number, arrived)) if len(arrived) else []
+        pace = run.config.runtime.time_scale if run.config.runtime.emulate == "realtime" else None
+        settings = RoundSettings(number, run.path, method.needs == "individual", method.proximal, pace)
+    result = RoundResult(np.zeros(len(weights)), {}, [])
+    if tasks:
+        result = run.runtime.train(tasks, weights, settings, run.phases)
+    now = time.time()
+    missing = [
+        ClientRecord(int(plan.cohort[place]), 0, float("nan"), 0.0, now, now, why)
+        for place, why in sorted(plan.left_out.items())
+    ]
+    return replace(result, records=sorted(result.records + missing, key=lambda record: record.client))
 
 
-def _book(run: RunContext, method: Method, number: int, cohort: np.ndarray, cost: RoundCost | None) -> None:
-    server = server_time_s(run.config.fleet, run.fleet, method.server_samples(run, number))
-    run.ledger.samples_trained += method.server_samples(run, number)
-    if cost is not None:
-        run.ledger.samples_trained += run.config.training.local_epochs * int(run.data.partition.sizes[cohort].sum())
-    moved = len(cohort) * _link_bytes(run, method) if cost is not None else 0
-    run.ledger.add_round(cost, server, moved, moved)
+def _book(run: RunContext, method: Method, plan: RoundPlan) -> None:
+    """Energy, bytes and samples of a round's clients."""
+    down, up = method.link_bytes(run)
+    energy, sent = plan.spent()
+    done = plan.cohort[plan.arrived]
+    run.ledger.samples_trained += run.config.training.local_epochs * int(run.data.partition.sizes[done].sum())
+    run.ledger.advance(run.ledger.virtual_time_s, energy, sent * up, len(plan.cohort) * down)
 
 
 def checkpoint_of(report: RoundReport, run: RunContext, method: Method, left_out: int, wall_s: float) -> Checkpoint:
     """What resuming after this round needs."""
+    state = {"method": method.state(), "sampler": run.sampler.state(), "schedule": run.schedule.state()}
     ledger, phases = run.ledger.state(), dict(run.phases.seconds)
-    return Checkpoint(report.row["round"], report.weights, method.state(), ledger, left_out, phases, wall_s)
+    return Checkpoint(report.row["round"], report.weights, state, ledger, left_out, phases, wall_s, run.path)

@@ -153,6 +153,10 @@ class Synthesis:
             ) from error
         return self._pool
 
+    def keys(self) -> list[str]:
+        """What fixes the images that were made: the keys of the trained generator and of its samples in the cache."""
+        return [self.key, self._cache.folder.name]
+
     def report(self) -> dict[str, float | str]:
         """What was done, for summary.json; seconds are of this run alone (0 where the cache had everything)."""
         return {

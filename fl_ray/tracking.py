@@ -137,7 +137,7 @@ class Tracker:
         """Log the three parts as data-set inputs: shapes and digests, not the images."""
         shape = data.images.shape[1:]
         parts = {
-            "clients": (len(data.partition.indices), data.partition.digest()),
+            "clients": (len(data.partition.owned()), data.partition.digest()),
             "public": (len(data.public), data.public_digest()[:12]),
             "test": (len(data.test_labels), digest(data.test_images, data.test_labels)[:12]),
         }

@@ -54,7 +54,7 @@ def small() -> Callable[..., RunConfig]:
             "model": {"name": "mlp", "hidden": [16]},
             "method": {"name": "fedavg"},
             "training": {"batch_size": 8, "lr": 0.1},
-            "runtime": {"backend": "in_process"},
+            "runtime": {"backend": "in_process", "training_path": "plain"},
             "rounds": 3,
             "clients_per_round": 3,
             "targets": [0.3],

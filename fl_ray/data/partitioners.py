@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -26,15 +27,44 @@ __all__ = [
     "Partition",
     "Partitioner",
     "QuantitySkew",
+    "Resampled",
+    "Rows",
     "Shards",
+    "Windows",
     "partition",
 ]
 
 MAX_DRAWS = 1000
+_MASK = 2**64 - 1
+
+
+class Rows(ABC):
+    """Which rows of the data belong to which client."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Clients."""
+
+    @abstractmethod
+    def of(self, client: int) -> np.ndarray:
+        """The sample indices of one client."""
+
+    @property
+    @abstractmethod
+    def sizes(self) -> np.ndarray:
+        """Samples per client, int64 [clients]."""
+
+    @abstractmethod
+    def owned(self) -> np.ndarray:
+        """All rows that clients own, each once, ascending."""
+
+    @abstractmethod
+    def digest(self) -> str:
+        """A short hash: equal for equal partitions."""
 
 
 @dataclass(frozen=True)
-class Partition:
+class Partition(Rows):
     """Samples of all clients in two compact arrays: client i owns ``indices[offsets[i]:offsets[i + 1]]``."""
 
     indices: np.ndarray
@@ -51,17 +81,58 @@ class Partition:
         return len(self.offsets) - 1
 
     def of(self, client: int) -> np.ndarray:
-        """The sample indices of one client."""
         return self.indices[self.offsets[client] : self.offsets[client + 1]]
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+    def owned(self) -> np.ndarray:
+        return np.sort(self.indices)
+
+    def digest(self) -> str:
+        return hashlib.sha256(self.indices.tobytes() + self.offsets.tobytes()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Windows(Rows):
+    """Every client owns a window of ``samples`` rows in one random ``order``, at a place hashed from its number.
+
+    Nothing is stored per client, so a population may be of any size; clients' windows overlap.
+    """
+
+    order: np.ndarray
+    clients: int
+    samples: int
+    seed: int
+    skip: int = 0
+    """The window begins so many rows behind the hashed place."""
+
+    def __len__(self) -> int:
+        return self.clients
+
+    def of(self, client: int) -> np.ndarray:
+        place = _mix(self.seed, client) + self.skip
+        return self.order[np.arange(place, place + self.samples) % len(self.order)]
 
     @property
     def sizes(self) -> np.ndarray:
-        """Samples per client, int64 [clients]."""
-        return np.diff(self.offsets)
+        return np.broadcast_to(np.int64(self.samples), (self.clients,))
+
+    def owned(self) -> np.ndarray:
+        return np.sort(self.order)
 
     def digest(self) -> str:
-        """A short hash: equal for equal partitions."""
-        return hashlib.sha256(self.indices.tobytes() + self.offsets.tobytes()).hexdigest()[:12]
+        parts = f"windows {self.clients} {self.samples} {self.seed} {self.skip}".encode()
+        return hashlib.sha256(parts + self.order.tobytes()).hexdigest()[:12]
+
+
+def _mix(seed: int, client: int) -> int:
+    """A 40-bit hash of (seed, client): SplitMix64's finaliser."""
+    z = (seed * 0x9E3779B97F4A7C15 + client * 0xD1B54A32D192ED03 + 0x632BE59BD9B4E019) & _MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return (z ^ (z >> 31)) >> 24
 
 
 @dataclass
@@ -296,3 +367,32 @@ class Natural(Partitioner):
         if clients > len(ids):
             raise ValueError(f"natural: data.clients is {clients}, but the data set has {len(ids)} clients")
         return np.where(owners < clients, owners, -1)
+
+
+@dataclass
+class Resampled:
+    """A population of any size over a finite set: each client's ``samples`` rows are a window of a random order.
+
+    Clients share samples, so this is for studies of scale, not of how data are spread.
+    """
+
+    samples: int = 50
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"samples is {self.samples}, but it must be at least 1")
+
+    def rows(self, available: np.ndarray, clients: int, seed: int, test_fraction: float) -> tuple[Windows, Windows]:
+        """Training and held-out rows of all clients, out of ``available``.
+
+        Raises:
+            SettingError: more samples than there are.
+        """
+        if self.samples > len(available):
+            raise SettingError(
+                f"data.partition.samples is {self.samples}, but there are {len(available)} client samples; lower it"
+            )
+        order = numpy_generator(seed, "partition").permutation(available)
+        tests = min(round(test_fraction * self.samples), self.samples - 1)
+        train = Windows(order, clients, self.samples - tests, seed)
+        return train, Windows(order, clients, tests, seed, self.samples - tests)

@@ -9,7 +9,7 @@ import numpy as np
 
 from fl_ray.config import DataConfig
 from fl_ray.data.datasets import ImageData, load
-from fl_ray.data.partitioners import Partition, partition
+from fl_ray.data.partitioners import Partition, Resampled, Rows, partition
 from fl_ray.data.statistics import label_counts
 from fl_ray.errors import SettingError
 from fl_ray.randomness import numpy_generator
@@ -46,7 +46,6 @@ class FederatedData:
         partition: training rows of each client.
         held_out: rows kept for testing on each client (none where ``client_test_fraction`` is 0).
         public: rows that the server may use.
-        counts: int64 [clients, classes], of ``partition``.
     """
 
     source: ImageData
@@ -54,10 +53,14 @@ class FederatedData:
     labels: np.ndarray
     test_images: np.ndarray
     test_labels: np.ndarray
-    partition: Partition
-    held_out: Partition
+    partition: Rows
+    held_out: Rows
     public: np.ndarray
-    counts: np.ndarray
+
+    def counts(self, clients: np.ndarray | None = None) -> np.ndarray:
+        """Training samples of each class at the given clients (default: all), int64 [clients, classes]."""
+        chosen = np.arange(len(self.partition)) if clients is None else clients
+        return label_counts(self.partition, chosen, self.labels, self.num_classes)
 
     @property
     def num_classes(self) -> int:
@@ -120,16 +123,18 @@ def prepare(config: DataConfig, seed: int) -> FederatedData:
             f"data.partition {config.partition.name}: the data set {config.name} has no {needs}; use "
             "image_folder (data.owners gives natural clients), or another partition"
         )
-    labels = data.labels[rows.clients]
-    local = partition(partitioner, labels, config.clients, seed, groups[rows.clients] if needs else None)
-    owned = replace(local, indices=rows.clients[local.indices])
-    train, held_out = _hold_out(owned, config.client_test_fraction, seed)
+    if isinstance(partitioner, Resampled):
+        train, held_out = partitioner.rows(rows.clients, config.clients, seed, config.client_test_fraction)
+    else:
+        labels = data.labels[rows.clients]
+        local = partition(partitioner, labels, config.clients, seed, groups[rows.clients] if needs else None)
+        owned = replace(local, indices=rows.clients[local.indices])
+        train, held_out = _hold_out(owned, config.client_test_fraction, seed)
     if data.test_images is not None and data.test_labels is not None:
         test_images, test_labels = data.test_images, data.test_labels
     else:
         test_images, test_labels = data.images[rows.test], data.labels[rows.test]
-    counts = label_counts(train, data.labels, len(data.classes))
-    return FederatedData(data, data.images, data.labels, test_images, test_labels, train, held_out, rows.public, counts)
+    return FederatedData(data, data.images, data.labels, test_images, test_labels, train, held_out, rows.public)
 
 
 def _hold_out(owned: Partition, fraction: float, seed: int) -> tuple[Partition, Partition]:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from fl_ray.data.partitioners import Partition
+from fl_ray.data.partitioners import Rows
 
 __all__ = ["emd", "label_counts", "label_entropy"]
 
 
-def label_counts(partition: Partition, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Samples of each class at each client, int64 [clients, classes]."""
-    clients = np.repeat(np.arange(len(partition)), partition.sizes)
-    flat = np.bincount(clients * num_classes + labels[partition.indices], minlength=len(partition) * num_classes)
-    return flat.reshape(len(partition), num_classes)
+def label_counts(rows: Rows, clients: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Samples of each class at each of the given clients, int64 [clients, classes]."""
+    counts = np.zeros((len(clients), num_classes), dtype=np.int64)
+    for place, client in enumerate(clients):
+        counts[place] = np.bincount(labels[rows.of(int(client))], minlength=num_classes)
+    return counts
 
 
 def _shares(counts: np.ndarray) -> np.ndarray:

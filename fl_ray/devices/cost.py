@@ -46,6 +46,7 @@ def round_cost(
     epochs: int,
     down_bytes: float | np.ndarray,
     up_bytes: float | np.ndarray,
+    total_share: float | None = None,
 ) -> RoundCost:
     """What a round costs its cohort.
 
@@ -56,16 +57,22 @@ def round_cost(
         epochs: local epochs (tau).
         down_bytes: to each client: weights, and synthetic data where a method delivers them.
         up_bytes: from each client.
+        total_share: the sum of bandwidth shares that the band is split over; default: the cohort's.
     """
-    share = fleet.bandwidth_share[cohort]
-    band = config.bandwidth_hz * share / share.sum()
+    share = fleet.bandwidth_share[cohort] / (
+        fleet.bandwidth_share[cohort].sum() if total_share is None else total_share
+    )
+    band = config.bandwidth_hz * share
     noise = 10 ** ((config.noise_dbm_hz - 30) / 10)
     gain, power, frequency = fleet.gain[cohort], fleet.power_w[cohort], fleet.frequency_hz[cohort]
     cycles = epochs * fleet.cycles_per_sample[cohort] * samples
-    t_up = 8 * up_bytes / shannon_rate(band, power, gain, noise)
+    rate_up = shannon_rate(band, power, gain, noise)
     # The base station splits its power like the band.
-    server_power = config.server_power_w * share / share.sum()
-    t_down = 8 * down_bytes / shannon_rate(band, server_power, gain, noise)
+    rate_down = shannon_rate(band, config.server_power_w * share, gain, noise)
+    if fleet.rate_bps is not None:
+        measured = fleet.rate_bps[cohort]
+        rate_up, rate_down = (np.where(np.isnan(measured), rate, measured) for rate in (rate_up, rate_down))
+    t_up, t_down = 8 * up_bytes / rate_up, 8 * down_bytes / rate_down
     return RoundCost(
         t_down_s=t_down * np.ones(len(cohort)),
         t_cmp_s=cycles / frequency,
@@ -91,11 +98,10 @@ class Ledger:
     samples_trained: int = 0
     """Samples times epochs, of clients and server."""
 
-    def add_round(self, cost: RoundCost | None, server_s: float, bytes_up: int, bytes_down: int) -> None:
-        """Advance by the slowest client or by the server, whichever takes longer; ``cost`` is None without clients."""
-        slowest = 0.0 if cost is None else float(cost.latency_s.max())
-        self.virtual_time_s += max(slowest, server_s)
-        self.energy_j += 0.0 if cost is None else cost.energy_j
+    def advance(self, to_s: float, energy_j: float = 0.0, bytes_up: int = 0, bytes_down: int = 0) -> None:
+        """Move the clock to ``to_s`` (never back), and add what was spent on the way."""
+        self.virtual_time_s = max(self.virtual_time_s, to_s)
+        self.energy_j += energy_j
         self.bytes_up += bytes_up
         self.bytes_down += bytes_down
 

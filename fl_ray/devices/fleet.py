@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fl_ray.config import FleetConfig, Range, TierConfig
+from fl_ray.devices.availability import Availability, shifted_windows
 from fl_ray.randomness import numpy_generator
 
 __all__ = ["Fleet", "draw_fleet", "path_gain"]
@@ -14,7 +15,12 @@ __all__ = ["Fleet", "draw_fleet", "path_gain"]
 
 @dataclass(frozen=True)
 class Fleet:
-    """Device parameters as arrays [clients], SI units."""
+    """Device parameters as arrays [clients], SI units.
+
+    Attributes:
+        rate_bps: measured link rates, both ways, in place of the channel model's; NaN: not measured.
+        availability: None: everybody, always.
+    """
 
     tier: np.ndarray
     frequency_hz: np.ndarray
@@ -23,6 +29,11 @@ class Fleet:
     power_w: np.ndarray
     gain: np.ndarray
     bandwidth_share: np.ndarray
+    rate_bps: np.ndarray | None = None
+    availability: Availability | None = None
+
+
+_DRAWN = ("frequency_hz", "cycles_per_sample", "capacitance", "power_w", "gain", "bandwidth_share")
 
 
 def path_gain(distance_m: np.ndarray, shadowing_db: np.ndarray) -> np.ndarray:
@@ -38,13 +49,18 @@ def draw_fleet(config: FleetConfig, clients: int, seed: int) -> Fleet:
     sizes = np.floor(ideal).astype(np.int64)
     sizes[np.argsort(sizes - ideal, kind="stable")[: clients - sizes.sum()]] += 1
     tier_of = rng.permutation(np.repeat(np.arange(len(sizes), dtype=np.int16), sizes))
-    columns = {name: np.empty(clients) for name in Fleet.__dataclass_fields__ if name != "tier"}
+    columns = {name: np.empty(clients) for name in _DRAWN}
     for number, tier in enumerate(config.tiers):
         rows = tier_of == number
         drawn = _draw_tier(tier, int(rows.sum()), rng)
         for name, values in drawn.items():
             columns[name][rows] = values
-    return Fleet(tier_of, **columns)
+    fleet = Fleet(tier_of, **columns)
+    if config.availability is not None:
+        windows = config.availability
+        rng = numpy_generator(seed, "availability")
+        fleet = replace(fleet, availability=shifted_windows(clients, windows.period_s, windows.fraction, rng))
+    return fleet
 
 
 def _draw_tier(tier: TierConfig, count: int, rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -8,9 +8,8 @@ from typing import Literal
 import numpy as np
 
 from fl_ray.context import RunContext
-from fl_ray.randomness import numpy_generator
 from fl_ray.runtime.base import RoundResult
-from fl_ray.runtime.host import Evaluation, Task
+from fl_ray.runtime.tasks import Evaluation, Task
 
 __all__ = ["Method"]
 
@@ -24,27 +23,34 @@ class Method(ABC):
         uses_generator: the recipe needs a ``generator``.
         trains_clients: clients train in this method's rounds.
         exchanges_weights: clients receive and send the model each round.
+        asynchronous: updates of clients that started from different versions may be averaged.
+        proximal: mu of a term mu/2 ||w - start||^2 that is added to every client's loss.
     """
 
     needs: Literal["sum", "individual"] = "sum"
     uses_generator: bool = False
     trains_clients: bool = True
     exchanges_weights: bool = True
+    asynchronous: bool = False
+    proximal: float = 0.0
 
     def setup(self, run: RunContext) -> None:
         """Once, before round 0."""
 
-    def cohort(self, run: RunContext, round_number: int) -> np.ndarray:
-        """The clients of a round, in ascending order: uniform, without replacement."""
-        rng = numpy_generator(run.config.seed, "cohort", round_number)
-        chosen = rng.choice(run.config.data.clients, run.config.cohort_size, replace=False, shuffle=False)
-        return np.sort(chosen)
+    def cohort(self, run: RunContext, round_number: int, weights: np.ndarray) -> np.ndarray:
+        """The clients of a round, in ascending order: as ``sampling`` chooses them."""
+        return run.sampler.choose(run, round_number, run.config.cohort_size, weights)
 
     def tasks(self, run: RunContext, round_number: int, cohort: np.ndarray) -> list[Task]:
-        """Each client's share of the average: its part of the cohort's samples."""
+        """Each client's share of the average: its part of the cohort's samples (or equal, see ``ClientSampler``)."""
         cohort = cohort[run.data.partition.sizes[cohort] > 0]  # nobody trains on nothing
         sizes = run.data.partition.sizes[cohort]
-        return [Task(int(client), float(share)) for client, share in zip(cohort, sizes / sizes.sum(), strict=True)]
+        shares = np.full(len(cohort), 1 / max(len(cohort), 1)) if run.sampler.equal_shares else sizes / sizes.sum()
+        return [Task(int(client), float(share)) for client, share in zip(cohort, shares, strict=True)]
+
+    def link_bytes(self, run: RunContext) -> tuple[int, int]:
+        """Bytes that a client receives and sends in a round."""
+        return (run.model_bytes, run.upload_bytes) if self.exchanges_weights else (0, 0)
 
     def before_training(self, run: RunContext, round_number: int, weights: np.ndarray, cohort: np.ndarray) -> None:
         """Begin what the server does while the clients train."""

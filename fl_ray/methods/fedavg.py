@@ -27,6 +27,8 @@ class FedAvg(Method):
         beta2, tau: of ``adam``: decay of the squares (which start at 0), and the term that keeps the quotient finite.
     """
 
+    asynchronous = True
+
     def __init__(
         self,
         server_optimizer: Literal["sgd", "momentum", "adam"] = "sgd",

@@ -37,6 +37,8 @@ class GenFL(FedAvg):
         server_epochs: epochs of the augmented model per round; default: training.local_epochs.
     """
 
+    asynchronous = False  # its augmented model and the clients' updates belong to the same round
+
     def __init__(
         self,
         kappa1: float = 0.5,
@@ -79,7 +81,7 @@ class GenFL(FedAvg):
             return
         amount = min(self.images_per_round, self.max_images - int(self._made.sum()))
         if amount > 0:
-            self._made = self._made + water_fill(run.data.counts[cohort].sum(axis=0), amount)
+            self._made = self._made + water_fill(run.data.counts(cohort).sum(axis=0), amount)
             self._images = self._fetch(run)
         run.notes["synthetic_images"] = self._made.tolist()
         self._pending = run.runtime.train_on_server(self._images, weights, round_number, self._epochs(run))

@@ -10,7 +10,7 @@ from fl_ray.context import RunContext
 from fl_ray.errors import SettingError
 from fl_ray.methods.base import Method
 from fl_ray.runtime.base import Pending, RoundResult
-from fl_ray.runtime.host import Evaluation, Task
+from fl_ray.runtime.tasks import Evaluation, Task
 
 __all__ = ["Centralised", "LocalOnly", "PublicOnly"]
 
@@ -24,11 +24,11 @@ class LocalOnly(Method):
     def __init__(self) -> None:
         self._own: dict[int, np.ndarray] = {}
 
-    def cohort(self, run: RunContext, round_number: int) -> np.ndarray:
+    def cohort(self, run: RunContext, round_number: int, weights: np.ndarray) -> np.ndarray:
         return np.arange(run.config.data.clients)
 
     def tasks(self, run: RunContext, round_number: int, cohort: np.ndarray) -> list[Task]:
-        return [Task(int(client), 1 / len(cohort), self._own.get(int(client))) for client in cohort]
+        return [Task(int(client), 1 / len(cohort), start=self._own.get(int(client))) for client in cohort]
 
     def aggregate(self, run: RunContext, round_number: int, weights: np.ndarray, result: RoundResult) -> np.ndarray:
         self._own.update(result.weights)
@@ -105,7 +105,7 @@ class Centralised(_ServerOnly):
     """One model on all clients' training images pooled: the ceiling."""
 
     def rows(self, run: RunContext) -> np.ndarray:
-        return np.sort(run.data.partition.indices)
+        return run.data.partition.owned()
 
 
 class PublicOnly(_ServerOnly):

@@ -8,15 +8,26 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from fl_ray.aggregation import ExactSum
 from fl_ray.config import FleetConfig
-from fl_ray.runtime.host import ClientRecord, Evaluation, Job, JobData, PartialResult, Task
+from fl_ray.runtime.tasks import (
+    ClientRecord,
+    Evaluation,
+    Job,
+    JobData,
+    PartialResult,
+    RoundSettings,
+    Task,
+    TrainingPath,
+)
 
-__all__ = ["Pending", "Phases", "RoundResult", "Runtime", "merge", "sum_evaluations"]
+__all__ = ["ClientPart", "Pending", "Phases", "RoundResult", "Runtime", "merge", "sum_evaluations"]
+
+ClientPart = Literal["held_out", "partition"]
 
 
 class Phases:
@@ -40,8 +51,8 @@ class RoundResult:
     """What a round of local training gave.
 
     Attributes:
-        update: float64 [size], the average of (new - old) weighted by the shares of the clients that are in it; None
-            where individual weights were asked for.
+        update: float64 [size], the average of scale * (new - start) weighted by the shares of the clients that are in
+            it; None where individual weights were asked for.
         weights: new weights by client, where they were asked for.
         records: by client number, those left out too.
     """
@@ -77,16 +88,29 @@ class Pending(Protocol):
 
 
 class Runtime(ABC):
-    """Trains and evaluates; ``open`` comes first, and again for every further run."""
+    """Trains and evaluates; ``open`` comes first, and again for every further run.
+
+    Attributes:
+        paths: training paths that were resolved here, with their reasons.
+    """
+
+    def __init__(self) -> None:
+        self.paths: dict[str, tuple[TrainingPath, str]] = {}
 
     @abstractmethod
     def open(self, job: Job, data: JobData, fleet: FleetConfig, tier_of: np.ndarray, cohort_size: int) -> None:
         """Get ready for a run; ``tier_of`` is each client's tier number."""
 
     @abstractmethod
-    def train(
-        self, tasks: Sequence[Task], weights: np.ndarray, round_number: int, individual: bool, phases: Phases
-    ) -> RoundResult:
+    def resolve_path(self, wanted: str, clients: Sequence[int], weights: np.ndarray) -> tuple[TrainingPath, str]:
+        """The training path that ``wanted`` means here, and why; see ``ClientHost.resolve_path``."""
+
+    @abstractmethod
+    def hold(self, weights: np.ndarray) -> Any:
+        """A handle on weights for ``Task.start``, so that they travel once."""
+
+    @abstractmethod
+    def train(self, tasks: Sequence[Task], weights: np.ndarray, settings: RoundSettings, phases: Phases) -> RoundResult:
         """Train the clients of a round; see ``ClientHost.train``."""
 
     @abstractmethod
@@ -94,8 +118,15 @@ class Runtime(ABC):
         """Each model on the global test images."""
 
     @abstractmethod
-    def evaluate_clients(self, models: Mapping[int | None, np.ndarray]) -> list[Evaluation | None]:
-        """Each client's model on its held-out images (None where it has none); the key None is all clients' model."""
+    def evaluate_clients(
+        self,
+        models: Mapping[int | None, np.ndarray],
+        clients: Sequence[int],
+        part: ClientPart = "held_out",
+    ) -> list[Evaluation | None]:
+        """Clients' models on their own images of a part (None where one has none); the key None is all clients'
+        model.
+        """
 
     @abstractmethod
     def put(self, images: np.ndarray, labels: np.ndarray) -> Any:

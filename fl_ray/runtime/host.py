@@ -1,4 +1,4 @@
-"""A client host: one resident LightningModule that trains any number of clients, one after another.
+"""A client host: one resident LightningModule that trains any number of clients, one after another or batched.
 
 The Ray actor and the in-process backend are thin shells around it, so both do the same arithmetic.
 """
@@ -8,204 +8,362 @@ from __future__ import annotations
 import resource
 import time
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional
 
 from fl_ray.aggregation import ExactSum
-from fl_ray.config import Component, TrainingConfig
-from fl_ray.data.partitioners import Partition
-from fl_ray.errors import ClientError
-from fl_ray.model import ImageShape, WeightLayout, build_module
-from fl_ray.runtime.local_training import has_batch_norm, lr_factor, train_locally
+from fl_ray.errors import FlRayError, SettingError
+from fl_ray.model import WeightLayout, build_module
+from fl_ray.runtime.batched import BatchedClient, BatchedTraining, refusal
+from fl_ray.runtime.local_training import Correction, Key, has_batch_norm, lr_factor, train_locally
+from fl_ray.runtime.tasks import (
+    EVALUATION_BLOCK,
+    ClientRecord,
+    Evaluation,
+    Job,
+    JobData,
+    PartialResult,
+    RoundSettings,
+    Task,
+    TrainingPath,
+)
+from fl_ray.updates import UpdateChain
 
-__all__ = ["ClientHost", "ClientRecord", "Evaluation", "Job", "JobData", "PartialResult", "Task", "peak_memory_mb"]
+__all__ = ["ClientHost", "peak_memory_mb"]
 
-EVALUATION_BLOCK = 500
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a host must know of a run."""
-
-    model: Component
-    shape: ImageShape
-    training: TrainingConfig
-    seed: int
-    rounds: int
-    threads: int
-
-
-@dataclass(frozen=True)
-class JobData:
-    """The arrays of a run; every client's images are rows of one array that all hosts of a machine share."""
-
-    images: np.ndarray
-    labels: np.ndarray
-    partition: Partition
-    held_out: Partition
-    test_images: np.ndarray
-    test_labels: np.ndarray
-
-    @property
-    def test_blocks(self) -> int:
-        """Fixed blocks of test images; evaluations are summed in their order, whoever computes them."""
-        return -(-len(self.test_labels) // EVALUATION_BLOCK)
+_BATCHED_BYTES = 2**26  # of the stacked parameters of clients that are computed together
+_BATCHED_CLIENTS = 64
+_WORTH_IT = 1.25  # how much faster ``auto`` wants the batched path to be
+_TRIAL_BATCHES = 3
+_SLOW_STEP_S = 0.01  # above it, launching kernels is a small part of a step
+_ONE_SAMPLE = "batch norm can't train on its one sample (data.partition.min_samples 2 avoids it)"
 
 
 @dataclass(frozen=True)
-class Task:
-    """One client's part of a round: its share of the sum, and its own starting weights where it keeps a model."""
+class _Outcome:
+    """How one client's training went: ``trained`` is its whole state, or None with the reason in ``left_out``."""
 
-    client: int
-    share: float
-    start: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class ClientRecord:
-    """What a client reports of a round. ``left_out`` says why its update is not in the sum, or is None."""
-
-    client: int
-    samples: int
-    train_loss: float
-    share: float
+    task: Task
     started: float
-    ended: float
+    trained: torch.Tensor | None = None
+    loss: float = float("nan")
     left_out: str | None = None
-
-
-@dataclass
-class PartialResult:
-    """One host's part of a round: the exact sum of its clients' updates, or their weights one by one."""
-
-    total: np.ndarray | None
-    weights: dict[int, np.ndarray]
-    records: list[ClientRecord]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Correct answers, summed cross-entropy and count over a set of images."""
-
-    correct: int
-    loss_sum: float
-    count: int
-
-    @property
-    def accuracy(self) -> float:
-        return self.correct / self.count
-
-    @property
-    def loss(self) -> float:
-        return self.loss_sum / self.count
+    raised: str | None = None
 
 
 class ClientHost:
-    """Holds the module and the data; ``device`` is where it computes."""
+    """Holds the module and the data; ``device`` is where it computes.
 
-    def __init__(self, job: Job, data: JobData, device: torch.device | None = None) -> None:
+    Args:
+        fetch: makes weights of a handle in ``Task.start``.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        data: JobData,
+        device: torch.device | None = None,
+        fetch: Callable[[Any], np.ndarray] = lambda handle: handle,
+    ) -> None:
         torch.set_num_threads(job.threads)
         # Lightning warns at each self.log() outside its Trainer; a module of the user's own may log.
         warnings.filterwarnings("ignore", message=".*`self.trainer` reference is not registered.*")
         # Arrays from Ray's object store are read-only; nothing here writes to them.
         warnings.filterwarnings("ignore", message=".*NumPy array is not writable.*")
-        self.job, self.data = job, data
+        self.job, self.data, self._fetch = job, data, fetch
         self.device = device or torch.device("cpu")
         self.module = build_module(job.model, job.shape, job.training).to(self.device)
+        # Convolutions, and the pools behind them, are faster on channels that lie together.
+        self._format = torch.contiguous_format
+        if any(isinstance(part, nn.Conv2d) for part in self.module.modules()):
+            self._format = torch.channels_last
+            self.module.to(memory_format=self._format)
         self.layout = WeightLayout(self.module)
+        self._updates = UpdateChain(job.updates, self.layout.is_parameter, job.seed)
+        self._batched: BatchedTraining | None = None
         self._test: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+        self._trial = False  # while the training path is chosen: one epoch of a few batches
 
-    def train(self, tasks: list[Task], weights: np.ndarray, round_number: int, individual: bool) -> PartialResult:
-        """Train each task's client from ``weights`` (or its own start).
-
-        Args:
-            individual: return every client's new weights, instead of the sum of share * (new - old).
-        """
-        common = torch.from_numpy(weights)
-        total = None if individual else ExactSum(self.layout.size)
-        result = PartialResult(None, {}, [])
-        for task in tasks:
-            start = common if task.start is None else torch.from_numpy(task.start)
-            record, update, trained = self._train_client(task, start, round_number)
-            if record.left_out is None:
-                if total is None:
-                    result.weights[task.client] = trained.numpy()
+    def train(self, tasks: Sequence[Task], weights: np.ndarray, settings: RoundSettings) -> PartialResult:
+        """Train each task's client from ``weights`` (or its own start)."""
+        began = time.time()
+        total = None if settings.individual else ExactSum(self.layout.size)
+        result = PartialResult(None)
+        for outcome, start in self._outcomes(tasks, torch.from_numpy(weights), settings):
+            task, trained, left_out = outcome.task, outcome.trained, outcome.left_out
+            if trained is not None:
+                update = trained - start
+                if not (ExactSum.fits(update) and np.isfinite(outcome.loss)):
+                    left_out = "its update is not finite (or above 2^20)"
                 else:
-                    total.add(update, task.share)
-            result.records.append(record)
+                    if self._updates:
+                        turn = settings.number if task.turn is None else task.turn
+                        update = self._updates.apply(update, turn, task.client)
+                        trained = start + update
+                    if total is None:
+                        result.weights[task.client] = trained.numpy()
+                    else:
+                        total.add(update, task.share * task.scale)
+            samples = int(self.data.partition.sizes[task.client])
+            result.records.append(
+                ClientRecord(
+                    task.client,
+                    samples,
+                    outcome.loss,
+                    task.share,
+                    outcome.started,
+                    time.time(),
+                    left_out,
+                    outcome.raised,
+                )
+            )
+        if settings.pace is not None:
+            result.records = _paced(result.records, tasks, began, settings.pace)
         result.total = None if total is None else total.total.numpy()
         return result
 
-    def _train_client(
-        self, task: Task, start: torch.Tensor, round_number: int
-    ) -> tuple[ClientRecord, torch.Tensor, torch.Tensor]:
+    def _outcomes(
+        self, tasks: Sequence[Task], common: torch.Tensor, settings: RoundSettings
+    ) -> Iterator[tuple[_Outcome, torch.Tensor]]:
+        """Each task's outcome with the weights that it started from."""
+        at_once = 1
+        if settings.path == "batched":
+            at_once = max(1, min(_BATCHED_CLIENTS, _BATCHED_BYTES // (4 * self.layout.size)))
+        for first in range(0, len(tasks), at_once):
+            group = tasks[first : first + at_once]
+            starts = [
+                common if task.start is None else torch.from_numpy(np.asarray(self._fetch(task.start)))
+                for task in group
+            ]
+            work = self._train_batched if settings.path == "batched" else self._train_plain
+            yield from zip(self._safely(work, group, starts, settings), starts, strict=True)
+
+    def _safely(
+        self,
+        work: Callable[..., list[_Outcome]],
+        tasks: Sequence[Task],
+        starts: Sequence[torch.Tensor],
+        settings: RoundSettings,
+    ) -> list[_Outcome]:
+        """The tasks' outcomes; a client whose training raises is tried once more, then left out."""
         started = time.time()
-        rows = self.data.partition.of(task.client)
-        if len(rows) == 1 and has_batch_norm(self.module):
-            why = "batch norm can't train on its one sample (data.partition.min_samples 2 avoids it)"
-            nothing = torch.zeros(self.layout.size)
-            return ClientRecord(task.client, 1, float("nan"), task.share, started, time.time(), why), nothing, start
-        self.layout.write(start)
         try:
-            loss = self._fit(self.data.images[rows], self.data.labels[rows], "client", round_number, task.client)
-        except Exception as error:
-            raise ClientError(
-                f"client {task.client}, round {round_number + 1}, local training on {len(rows)} samples: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-        trained = self.layout.read()
-        update = trained - start
-        left_out = None if ExactSum.fits(update) and np.isfinite(loss) else "its update is not finite (or above 2^20)"
-        return ClientRecord(task.client, len(rows), loss, task.share, started, time.time(), left_out), update, trained
+            return work(tasks, starts, settings)
+        except FlRayError:
+            raise  # a setting that no client can be trained with
+        except Exception as error:  # noqa: BLE001 - a user's module raises anything; it is reported, see _again
+            first = self._told(error, tasks[0], settings)
+        if len(tasks) > 1:  # find out whose it is
+            return [
+                outcome
+                for task, start in zip(tasks, starts, strict=True)
+                for outcome in self._safely(work, [task], [start], settings)
+            ]
+        try:
+            return [replace(outcome, raised=first) for outcome in work(tasks, starts, settings)]
+        except Exception as error:  # noqa: BLE001 - as above
+            again = self._told(error, tasks[0], settings)
+        return [_Outcome(tasks[0], started, left_out=f"raised twice: {again}", raised=first)]
+
+    def _told(self, error: Exception, task: Task, settings: RoundSettings) -> str:
+        samples = int(self.data.partition.sizes[task.client])
+        return (
+            f"client {task.client}, round {settings.number + 1}, local training on {samples} samples: "
+            f"{type(error).__name__}: {error}"
+        )
+
+    def _train_plain(
+        self, tasks: Sequence[Task], starts: Sequence[torch.Tensor], settings: RoundSettings
+    ) -> list[_Outcome]:
+        return [self._train_one(task, start, settings) for task, start in zip(tasks, starts, strict=True)]
+
+    def _train_one(self, task: Task, start: torch.Tensor, settings: RoundSettings) -> _Outcome:
+        started = time.time()
+        rows = self._rows(task.client)
+        if len(rows) == 1 and has_batch_norm(self.module):
+            return _Outcome(task, started, left_out=_ONE_SAMPLE)
+        self.layout.write(start)
+        loss = self._fit(
+            *self._inputs(rows),
+            settings.number,
+            self._key(task, settings),
+            self._epochs(),
+            correction=self._correction(task, start, settings),
+        )
+        return _Outcome(task, started, self.layout.read(), loss)
+
+    def _train_batched(
+        self, tasks: Sequence[Task], starts: Sequence[torch.Tensor], settings: RoundSettings
+    ) -> list[_Outcome]:
+        started = time.time()
+        if self._batched is None:
+            self._batched = BatchedTraining(self.module)
+        clients = [
+            BatchedClient(
+                *self._inputs(self._rows(task.client)),
+                self._key(task, settings),
+                [tensor.to(self.device) for tensor in self.layout.parameters(start)],
+                self._offset(task),
+            )
+            for task, start in zip(tasks, starts, strict=True)
+        ]
+        training = self.job.training
+        factor = lr_factor(training, settings.number, self.job.rounds)
+        trained, losses = self._batched.train(clients, training, self._epochs(), factor, settings.proximal)
+        outcomes = []
+        for task, start, parameters, loss in zip(tasks, starts, trained, losses, strict=True):
+            state = start.clone()
+            for view, value in zip(self.layout.parameters(state), parameters, strict=True):
+                view.copy_(value)
+            outcomes.append(_Outcome(task, started, state, loss))
+        return outcomes
+
+    def _rows(self, client: int) -> np.ndarray:
+        rows = self.data.partition.of(client)
+        return rows[: _TRIAL_BATCHES * self.job.training.batch_size] if self._trial else rows
+
+    def _epochs(self) -> int:
+        return 1 if self._trial else self.job.training.local_epochs
+
+    def _key(self, task: Task, settings: RoundSettings) -> Key:
+        return (self.job.seed, "client", settings.number if task.turn is None else task.turn, task.client)
+
+    def _offset(self, task: Task) -> list[torch.Tensor]:
+        if task.offset is None:
+            return []
+        return [tensor.to(self.device) for tensor in self.layout.parameters(torch.from_numpy(task.offset))]
+
+    def _correction(self, task: Task, start: torch.Tensor, settings: RoundSettings) -> Correction | None:
+        if task.offset is None and settings.proximal == 0:
+            return None
+        around = [tensor.to(self.device) for tensor in self.layout.parameters(start)] if settings.proximal else []
+        return Correction(settings.proximal, around, self._offset(task))
+
+    def _inputs(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.job.shape.normalise(self.data.images[rows], self.device)
+        return x, torch.from_numpy(self.data.labels[rows]).to(self.device)
 
     def _fit(
         self,
-        images: np.ndarray,
-        labels: np.ndarray,
-        who: str,
+        x: torch.Tensor,
+        y: torch.Tensor,
         round_number: int,
-        number: int,
-        epochs: int | None = None,
+        key: Key,
+        epochs: int,
+        correction: Correction | None = None,
     ) -> float:
         training = self.job.training
-        x = self.job.shape.normalise(images, self.device)
-        y = torch.from_numpy(labels).to(self.device)
+        x = x.contiguous(memory_format=self._format)
         factor = lr_factor(training, round_number, self.job.rounds)
-        key = (self.job.seed, who, round_number, number)
-        return train_locally(self.module, x, y, training, epochs or training.local_epochs, factor, key)
+        return train_locally(self.module, x, y, training, epochs, factor, key, correction)
+
+    def resolve_path(self, wanted: str, clients: Sequence[int], weights: np.ndarray) -> tuple[TrainingPath, str]:
+        """Which training path ``runtime.training_path`` means here, and why.
+
+        ``auto`` trains the given clients for a few batches by either path, and takes ``batched`` where it is clearly
+        faster.
+
+        Raises:
+            SettingError: ``batched`` was asked for and can't be had.
+        """
+        if wanted == "plain":
+            return "plain", "it is set"
+        self._trial = True
+        try:
+            path, reason, can = self._choose_path(wanted, clients, weights)
+        finally:
+            self._trial = False
+        if wanted == "batched" and not can:
+            raise SettingError(
+                f"runtime.training_path is batched, but model {self.job.model.name} can't be trained so: {reason}; "
+                "use plain or auto"
+            )
+        return path, reason
+
+    def _choose_path(self, wanted: str, clients: Sequence[int], weights: np.ndarray) -> tuple[TrainingPath, str, bool]:
+        reason = refusal(self.module)
+        if reason is not None:
+            return "plain", reason, False
+        tasks = [Task(client, 1 / len(clients)) for client in clients]
+        if wanted == "auto":
+            batches = -(-len(self._rows(clients[0])) // self.job.training.batch_size)
+            step = self._measured(tasks[:1], weights, "plain") / batches
+            if step > _SLOW_STEP_S:
+                return "plain", f"a step takes {1000 * step:.0f} ms, of which little is overhead", True
+        reason = self._grouping_matters(tasks, weights)
+        if reason is not None:
+            return "plain", reason, False
+        if wanted == "batched":
+            return "batched", "it is set", True
+        seconds = {path: self._measured(tasks, weights, path) for path in ("plain", "batched")}
+        faster = seconds["plain"] / seconds["batched"]
+        told = f"batched trains {len(clients)} clients {faster:.1f} times as fast as plain"
+        return ("batched" if faster >= _WORTH_IT else "plain"), told, True
+
+    def _grouping_matters(self, tasks: list[Task], weights: np.ndarray) -> str | None:
+        """Try the batched path: clients together, and each by itself, must give the same bits."""
+        starts = [torch.from_numpy(weights)] * len(tasks)
+        settings = RoundSettings(0, "batched")
+        try:
+            together = self._train_batched(tasks, starts, settings)
+            alone = [self._train_batched([task], starts[:1], settings)[0] for task in tasks]
+        except FlRayError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever torch.func can't do with a user's module; it is told
+            return f"torch.func can't run it ({type(error).__name__}: {str(error).splitlines()[0]})"
+        same = all(torch.equal(one.trained, other.trained) for one, other in zip(together, alone, strict=True))
+        return None if same else "on this processor its result depends on who is computed together"
+
+    def _measured(self, tasks: list[Task], weights: np.ndarray, path: TrainingPath) -> float:
+        """Seconds of one training of the tasks' clients; the faster of two, after one that isn't counted."""
+        times = []
+        for _ in range(3):
+            begun = time.perf_counter()
+            self.train(tasks, weights, RoundSettings(0, path))
+            times.append(time.perf_counter() - begun)
+        return min(times[1:])
 
     def train_on(
         self, images: np.ndarray, labels: np.ndarray, weights: np.ndarray, round_number: int, epochs: int
     ) -> tuple[np.ndarray, float]:
         """Train from ``weights`` on the server's images; the new weights and the mean loss."""
         self.layout.write(torch.from_numpy(weights))
-        loss = self._fit(images, labels, "server", round_number, 0, epochs)
+        x = self.job.shape.normalise(images, self.device)
+        y = torch.from_numpy(labels).to(self.device)
+        loss = self._fit(x, y, round_number, (self.job.seed, "server", round_number, 0), epochs)
         return self.layout.read().numpy(), loss
 
     def evaluate_test(self, weights: np.ndarray, blocks: list[int]) -> list[Evaluation]:
         """Evaluate on blocks of the global test images."""
         if self._test is None:  # normalised once, then kept
-            x = self.job.shape.normalise(self.data.test_images, self.device).split(EVALUATION_BLOCK)
-            y = torch.from_numpy(self.data.test_labels).to(self.device).split(EVALUATION_BLOCK)
-            self._test = list(zip(x, y, strict=True))
+            x = self.job.shape.normalise(self.data.test_images, self.device).contiguous(memory_format=self._format)
+            y = torch.from_numpy(self.data.test_labels).to(self.device)
+            self._test = list(zip(x.split(EVALUATION_BLOCK), y.split(EVALUATION_BLOCK), strict=True))
         self.layout.write(torch.from_numpy(weights))
         return [self._evaluate(*self._test[block]) for block in blocks]
 
-    def evaluate_clients(self, weights: np.ndarray, clients: list[int]) -> list[Evaluation | None]:
-        """Evaluate on each client's held-out images; None where it has none."""
+    def evaluate_clients(self, weights: np.ndarray, clients: list[int], part: str) -> list[Evaluation | None]:
+        """Evaluate on each client's own images of a part (``held_out`` or ``partition``); None where it has none."""
         self.layout.write(torch.from_numpy(weights))
         found: list[Evaluation | None] = []
         for client in clients:
-            rows = self.data.held_out.of(client)
+            rows = getattr(self.data, part).of(client)
             if len(rows) == 0:
                 found.append(None)
                 continue
-            x = self.job.shape.normalise(self.data.images[rows], self.device)
-            found.append(self._evaluate(x, torch.from_numpy(self.data.labels[rows]).to(self.device)))
+            x, y = self._inputs(rows)
+            found.append(self._evaluate(x.contiguous(memory_format=self._format), y))
         return found
+
+    def peak_memory_mb(self) -> float:
+        """See the function of that name."""
+        return peak_memory_mb()
 
     @torch.no_grad()
     def _evaluate(self, x: torch.Tensor, y: torch.Tensor) -> Evaluation:
@@ -214,6 +372,15 @@ class ClientHost:
         correct = int((logits.argmax(dim=1) == y).sum())
         loss = float(functional.cross_entropy(logits.double(), y, reduction="sum"))
         return Evaluation(correct, loss, len(y))
+
+
+def _paced(records: list[ClientRecord], tasks: Sequence[Task], began: float, pace: float) -> list[ClientRecord]:
+    """Wait until every client's modelled latency is over; all devices of a round work at the same time."""
+    paced = []
+    for record, task in sorted(zip(records, tasks, strict=True), key=lambda pair: pair[1].latency_s):
+        time.sleep(max(0.0, began + task.latency_s * pace - time.time()))
+        paced.append(replace(record, started=began, ended=time.time()))
+    return paced
 
 
 def peak_memory_mb() -> float:

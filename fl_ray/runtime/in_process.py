@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from fl_ray.config import FleetConfig
-from fl_ray.runtime.base import Phases, RoundResult, Runtime, merge, sum_evaluations
-from fl_ray.runtime.host import ClientHost, Evaluation, Job, JobData, Task, peak_memory_mb
+from fl_ray.runtime.base import ClientPart, Phases, RoundResult, Runtime, merge, sum_evaluations
+from fl_ray.runtime.host import ClientHost, peak_memory_mb
+from fl_ray.runtime.tasks import Evaluation, Job, JobData, RoundSettings, Task, TrainingPath
 
 __all__ = ["InProcessRuntime"]
 
@@ -30,22 +31,31 @@ class InProcessRuntime(Runtime):
     def open(self, job: Job, data: JobData, fleet: FleetConfig, tier_of: np.ndarray, cohort_size: int) -> None:
         self.host = ClientHost(job, data)
 
-    def train(
-        self, tasks: Sequence[Task], weights: np.ndarray, round_number: int, individual: bool, phases: Phases
-    ) -> RoundResult:
+    def resolve_path(self, wanted: str, clients: Sequence[int], weights: np.ndarray) -> tuple[TrainingPath, str]:
+        return self.host.resolve_path(wanted, clients, weights)
+
+    def hold(self, weights: np.ndarray) -> np.ndarray:
+        return weights
+
+    def train(self, tasks: Sequence[Task], weights: np.ndarray, settings: RoundSettings, phases: Phases) -> RoundResult:
         with phases.phase("train"):
-            part = self.host.train(list(tasks), weights, round_number, individual)
-        return merge([part], self.host.layout.size, individual)
+            part = self.host.train(tasks, weights, settings)
+        with phases.phase("aggregate"):
+            return merge([part], self.host.layout.size, settings.individual)
 
     def evaluate(self, models: Sequence[np.ndarray]) -> list[Evaluation]:
         blocks = list(range(self.host.data.test_blocks))
         return [sum_evaluations(self.host.evaluate_test(weights, blocks)) for weights in models]
 
-    def evaluate_clients(self, models: Mapping[int | None, np.ndarray]) -> list[Evaluation | None]:
-        everyone = list(range(len(self.host.data.partition)))
+    def evaluate_clients(
+        self,
+        models: Mapping[int | None, np.ndarray],
+        clients: Sequence[int],
+        part: ClientPart = "held_out",
+    ) -> list[Evaluation | None]:
         if None in models:
-            return self.host.evaluate_clients(models[None], everyone)
-        return [self.host.evaluate_clients(models[client], [client])[0] for client in everyone]
+            return self.host.evaluate_clients(models[None], list(clients), part)
+        return [self.host.evaluate_clients(models[client], [client], part)[0] for client in clients]
 
     def put(self, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return images, labels

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pytorch_lightning as pl
 import torch
@@ -12,7 +14,42 @@ from fl_ray.config import TrainingConfig
 from fl_ray.errors import SettingError
 from fl_ray.randomness import seeded_torch, torch_generator
 
-__all__ = ["has_batch_norm", "lr_factor", "train_locally"]
+__all__ = [
+    "Correction",
+    "Key",
+    "batches_of",
+    "has_batch_norm",
+    "loss_of",
+    "lr_factor",
+    "only_optimizer",
+    "scale_lr",
+    "train_locally",
+]
+
+Key = tuple[int, str, int, int]
+"""(seed, purpose, round, client): fixes the order of the data and every draw inside the module."""
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What a method adds to each parameter's gradient: ``offset + proximal * (w - start)``.
+
+    Tensors are in the order of ``module.parameters()``; in the batched path each has a leading client dimension.
+    """
+
+    proximal: float = 0.0
+    start: Sequence[Tensor] = ()
+    offset: Sequence[Tensor] = ()
+
+    def add_to(self, parameters: Sequence[Tensor]) -> None:
+        """Add it to the gradients in place."""
+        for index, parameter in enumerate(parameters):
+            if parameter.grad is None:
+                continue
+            if self.offset:
+                parameter.grad.add_(self.offset[index])
+            if self.proximal:
+                parameter.grad.add_(parameter.detach() - self.start[index], alpha=self.proximal)
 
 
 def lr_factor(training: TrainingConfig, round_number: int, rounds: int) -> float:
@@ -31,7 +68,8 @@ def train_locally(
     training: TrainingConfig,
     epochs: int,
     factor: float,
-    key: tuple[int, str, int, int],
+    key: Key,
+    correction: Correction | None = None,
 ) -> float:
     """Train ``module`` in place on all of (x, y) and return the mean loss over all batches, weighted by their size.
 
@@ -39,30 +77,41 @@ def train_locally(
         x, y: inputs [N, ...] and labels [N] on the module's device.
         epochs: passes over the data, each in a new order.
         factor: the optimiser's step is multiplied by it.
-        key: (seed, purpose, round, client) fixes the order of the data and every draw inside the module.
     """
     module.train()
-    optimizer = _only_optimizer(module)
-    for group in optimizer.param_groups:
-        group["lr"] *= factor
-    normalises = has_batch_norm(module)
-    orders = torch_generator(key[0], f"{key[1]}/order", *key[2:])
+    optimizer = only_optimizer(module)
+    scale_lr(optimizer, factor)
+    parameters = list(module.parameters())
     total = torch.zeros((), device=x.device, dtype=torch.float64)
-    batch_idx = 0
     with seeded_torch(key[0], f"{key[1]}/module", *key[2:]):
-        for _ in range(epochs):
-            order = torch.randperm(len(x), generator=orders).to(x.device)
-            for rows in _batches(order, training.batch_size, normalises):
-                optimizer.zero_grad(set_to_none=True)
-                output = module.training_step((x[rows], y[rows]), batch_idx)
-                loss = output["loss"] if isinstance(output, dict) else output
-                loss.backward()
-                if training.clip_norm is not None:
-                    nn.utils.clip_grad_norm_(module.parameters(), training.clip_norm)
-                optimizer.step()
-                total += loss.detach().double() * len(rows)
-                batch_idx += 1
+        for batch_idx, rows in enumerate(batches_of(len(x), training.batch_size, epochs, key, has_batch_norm(module))):
+            rows = rows.to(x.device)
+            optimizer.zero_grad(set_to_none=True)
+            loss = loss_of(module.training_step((x[rows], y[rows]), batch_idx))
+            loss.backward()
+            if correction is not None:
+                correction.add_to(parameters)
+            if training.clip_norm is not None:
+                nn.utils.clip_grad_norm_(parameters, training.clip_norm)
+            optimizer.step()
+            total += loss.detach().double() * len(rows)
     return float(total) / (epochs * len(x))
+
+
+def batches_of(samples: int, size: int, epochs: int, key: Key, normalises: bool = False) -> list[Tensor]:
+    """The row numbers of every batch of all epochs, each epoch in an order of its own.
+
+    Args:
+        normalises: batch norm can't train on one sample: a last batch of one then joins the one before.
+    """
+    orders = torch_generator(key[0], f"{key[1]}/order", *key[2:])
+    found: list[Tensor] = []
+    for _ in range(epochs):
+        batches = list(torch.randperm(samples, generator=orders).split(size))
+        if normalises and len(batches) > 1 and len(batches[-1]) == 1:
+            batches[-2:] = [torch.cat(batches[-2:])]
+        found += batches
+    return found
 
 
 def has_batch_norm(module: nn.Module) -> bool:
@@ -70,15 +119,23 @@ def has_batch_norm(module: nn.Module) -> bool:
     return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
 
 
-def _batches(order: Tensor, size: int, normalises: bool) -> list[Tensor]:
-    """The order in batches. Batch norm can't train on one sample: a last batch of one then joins the one before."""
-    batches = list(order.split(size))
-    if normalises and len(batches) > 1 and len(batches[-1]) == 1:
-        batches[-2:] = [torch.cat(batches[-2:])]
-    return batches
+def loss_of(output: Tensor | dict[str, Tensor]) -> Tensor:
+    """The loss in what a ``training_step`` returned."""
+    return output["loss"] if isinstance(output, dict) else output
 
 
-def _only_optimizer(module: pl.LightningModule) -> torch.optim.Optimizer:
+def scale_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Multiply every group's step."""
+    for group in optimizer.param_groups:
+        group["lr"] *= factor
+
+
+def only_optimizer(module: pl.LightningModule) -> torch.optim.Optimizer:
+    """The one optimiser that the module configures.
+
+    Raises:
+        SettingError: it configures several, or a schedule.
+    """
     made = module.configure_optimizers()
     if isinstance(made, dict) and "lr_scheduler" not in made:
         made = made.get("optimizer")

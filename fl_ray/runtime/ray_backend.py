@@ -17,10 +17,11 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from fl_ray.config import FleetConfig, RayConfig, RuntimeConfig
-from fl_ray.errors import FlRayError, PlacementError
-from fl_ray.runtime.base import Phases, RoundResult, Runtime, merge, sum_evaluations
-from fl_ray.runtime.host import ClientHost, Evaluation, Job, JobData, PartialResult, Task, peak_memory_mb
+from fl_ray.errors import FlRayError, LostActorsError, PlacementError
+from fl_ray.runtime.base import ClientPart, Phases, RoundResult, Runtime, merge, sum_evaluations
+from fl_ray.runtime.host import ClientHost, peak_memory_mb
 from fl_ray.runtime.placement import Slot, plan_slots
+from fl_ray.runtime.tasks import Evaluation, Job, JobData, RoundSettings, Task, TrainingPath
 
 __all__ = ["RayRuntime", "connect"]
 
@@ -64,6 +65,17 @@ def _answers(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=5).close()
 
 
+# What Ray raises where an actor, its node or the object that it returned is gone; the work is then done again.
+_LOST = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.ObjectLostError,
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.NodeDiedError,
+)
+_MOST_LOSSES = 3  # of one piece of work, before it counts as what kills the actors
+_INLINE_BYTES = 65536  # smaller weights travel in the call itself
+
+
 @ray.remote
 class HostActor:
     """A ClientHost in a process of its own."""
@@ -71,68 +83,163 @@ class HostActor:
     def load(self, job: Job, data: JobData) -> None:
         """Get ready for a run."""
         gpu = torch.cuda.is_available() and ray.get_gpu_ids()
-        self.host = ClientHost(job, data, torch.device("cuda" if gpu else "cpu"))
+        self.host = ClientHost(job, data, torch.device("cuda" if gpu else "cpu"), _fetch)
 
-    def train(self, tasks: list[Task], weights: np.ndarray, round_number: int, individual: bool) -> PartialResult:
-        return self.host.train(tasks, weights, round_number, individual)
+    def call(self, method: str, *arguments: Any) -> Any:
+        """``ClientHost``'s method of that name; weights may be a reference that Ray has resolved already."""
+        return getattr(self.host, method)(*arguments)
 
-    def train_on(
-        self, images: np.ndarray, labels: np.ndarray, weights: np.ndarray, round_number: int, epochs: int
-    ) -> tuple[np.ndarray, float]:
-        return self.host.train_on(images, labels, weights, round_number, epochs)
 
-    def evaluate_test(self, weights: np.ndarray, blocks: list[int]) -> list[Evaluation]:
-        return self.host.evaluate_test(weights, blocks)
-
-    def evaluate_clients(self, weights: np.ndarray, clients: list[int]) -> list[Evaluation | None]:
-        return self.host.evaluate_clients(weights, clients)
-
-    def peak_memory_mb(self) -> float:
-        return peak_memory_mb()
+def _fetch(handle: Any) -> np.ndarray:
+    return ray.get(handle) if isinstance(handle, ray.ObjectRef) else handle
 
 
 @dataclass(frozen=True)
-class _Remote:
+class _Call:
+    """Work for the actor of a slot, or for any other one where that is gone."""
+
+    slot: int
+    method: str
+    arguments: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class _OnServer:
+    """A training at the server's actor, begun again where the actor is lost."""
+
+    begin: Callable[[], ray.ObjectRef]
     reference: ray.ObjectRef
 
     def result(self) -> tuple[np.ndarray, float]:
-        return _get(self.reference)
+        reference = self.reference
+        for _ in range(_MOST_LOSSES):
+            try:
+                return _get(reference)
+            except _LOST:
+                reference = self.begin()
+        return _get(reference)
 
 
 class RayRuntime(Runtime):
     """Client actors by ``runtime.actors``; kept for the next run when that asks for the same bundles.
 
+    An actor that dies (its process, or its node) is started again in its bundle; until it answers, the others do its
+    work. Since a client's training depends on nothing but its key, and sums on no order, that changes no result.
+
     Args:
-        tell: is told when actors are started, which takes seconds.
+        tell: is told when actors are started or lost.
     """
 
     def __init__(self, config: RuntimeConfig, ray_config: RayConfig, tell: Callable[[str], None] | None = None) -> None:
-        self.config, self._tell = config, tell
+        super().__init__()
+        self.config, self._tell = config, tell or (lambda text: None)
         self._owns_ray = connect(ray_config)
         self._slots: list[Slot] = []
         self._group: PlacementGroup | None = None
         self._actors: list[Any] = []
+        self._loading: dict[int, ray.ObjectRef] = {}  # slots whose actor does not answer yet
         self._server: Any = None  # started when a method first trains on the server
         self._server_ready = False
 
     def open(self, job: Job, data: JobData, fleet: FleetConfig, tier_of: np.ndarray, cohort_size: int) -> None:
-        cluster = ray.cluster_resources()
-        slots = plan_slots(self.config, fleet, tier_of, cohort_size, cluster)
-        if slots != self._slots:
-            self._release()
-            if self._tell is not None:
-                self._tell(f"starting {len(slots)} actors for {len(tier_of)} clients")
-            self._group = self._place(slots, cluster)
-            self._slots = slots
-            self._actors = [self._actor(index, slot) for index, slot in enumerate(slots)]
         self._job, self._data = job, ray.put(data)
-        _get([actor.load.remote(job, self._data) for actor in self._actors])
+        self._fleet, self._tier_of, self._cohort_size = fleet, tier_of, cohort_size
+        self._sizes, self._clients, self._blocks = data.partition.sizes, len(data.partition), data.test_blocks
         self._server_ready = False
-        self._tier_of, self._sizes = tier_of, data.partition.sizes
-        self._blocks = data.test_blocks
+        slots = plan_slots(self.config, fleet, tier_of, cohort_size, ray.cluster_resources())
+        if slots != self._slots:
+            self._start(slots)
+        else:
+            self._loading = {index: self._load(actor) for index, actor in enumerate(self._actors)}
+        self._settle(set(range(len(self._slots))))
+
+    def _start(self, slots: list[Slot]) -> None:
+        """Actors for new slots, in place of all there are."""
+        self._release()
+        self._tell(f"starting {len(slots)} actors for {self._clients} clients")
+        self._group = self._place(slots, ray.cluster_resources())
+        self._slots = slots
+        self._actors = [self._actor(index, slot) for index, slot in enumerate(slots)]
+        self._loading = {index: self._load(actor) for index, actor in enumerate(self._actors)}
+
+    def _load(self, actor: Any) -> ray.ObjectRef:
+        return actor.load.remote(self._job, self._data)
+
+    def _settle(self, awaited: set[int]) -> None:
+        """Wait for actors that are loading; one that dies while it does is started again, a bounded number of times."""
+        for _ in range(_MOST_LOSSES):
+            lost = False
+            for index in sorted(awaited & set(self._loading)):
+                try:
+                    _get(self._loading[index])
+                except _LOST as error:
+                    lost = True
+                    self._bury(index, error)
+                else:
+                    del self._loading[index]
+            if not lost:
+                return
+        raise PlacementError("client actors die while they are started; look for the reason in Ray's session logs")
+
+    def _bury(self, index: int, error: Exception) -> None:
+        """Start a lost actor again, in its bundle, without waiting for it."""
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        self._tell(f"client actor {index} is lost ({type(error).__name__}: {first[:120]}); its work is done again")
+        ray.kill(self._actors[index])
+        self._actors[index] = self._actor(index, self._slots[index])
+        self._loading[index] = self._load(self._actors[index])
+
+    def _live(self) -> list[int]:
+        """Slots whose actor answers. Where there is none, wait for one, and at last place all anew on what is left."""
+        for index, reference in list(self._loading.items()):
+            if ray.wait([reference], timeout=0)[0]:
+                self._settle({index})
+        live = [index for index in range(len(self._slots)) if index not in self._loading]
+        if live:
+            return live
+        ready, _ = ray.wait(list(self._loading.values()), timeout=self.config.placement_timeout_s)
+        if not ready:
+            self._tell("no client actor is left; placing them anew")
+            self._start(plan_slots(self.config, self._fleet, self._tier_of, self._cohort_size, ray.cluster_resources()))
+            self._settle(set(range(len(self._slots))))
+        return self._live()
+
+    def _run(self, calls: Sequence[_Call]) -> list[Any]:
+        """The calls' answers, in their order, whatever happens to the actors."""
+        answers: list[Any] = [None] * len(calls)
+        undone, losses = list(range(len(calls))), 0
+        while undone:
+            live = self._live()
+            sent: list[tuple[int, int, Any, ray.ObjectRef]] = []
+            for number, index in enumerate(undone):
+                call = calls[index]
+                slot = call.slot if call.slot in live else self._stand_in(call.slot, live, number)
+                actor = self._actors[slot]
+                sent.append((index, slot, actor, actor.call.remote(call.method, *call.arguments)))
+            undone = []
+            for index, slot, actor, reference in sent:
+                try:
+                    answers[index] = _get(reference)
+                except _LOST as error:
+                    undone.append(index)
+                    if self._actors[slot] is actor:
+                        self._bury(slot, error)
+            losses += bool(undone)
+            if losses > _MOST_LOSSES:
+                raise LostActorsError(
+                    f"client actors died {losses} times in a row on the same work; they may be out of memory (lower "
+                    "runtime.num_actors), or the model ends its process"
+                )
+        return answers
+
+    def _stand_in(self, slot: int, live: list[int], number: int) -> int:
+        """Whose turn it is to do a lost actor's work: those of its tier first."""
+        tier = self._slots[slot].tier if slot < len(self._slots) else None
+        fitting = [index for index in live if self._slots[index].tier == tier] or live
+        return fitting[number % len(fitting)]
 
     def _place(self, slots: list[Slot], cluster: dict[str, float]) -> PlacementGroup:
-        group = placement_group([dict(slot.bundle) for slot in slots], strategy="PACK")
+        group = placement_group([dict(slot.bundle) for slot in slots], strategy=self.config.placement_strategy)
         if not group.wait(self.config.placement_timeout_s):
             remove_placement_group(group)
             kinds = {slot.bundle for slot in slots}
@@ -153,65 +260,91 @@ class RayRuntime(Runtime):
             scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index),
         ).remote()
 
-    def assign(self, tasks: Sequence[Task]) -> dict[int, list[Task]]:
-        """Tasks by actor: each to the least loaded actor of its client's tier (or its own), the largest first."""
+    def assign(self, tasks: Sequence[Task], live: Sequence[int]) -> dict[int, list[Task]]:
+        """Tasks by slot: each to the least loaded actor of its client's tier (or its own), the largest first."""
         own = {slot.client: index for index, slot in enumerate(self._slots) if slot.client is not None}
-        load = np.zeros(len(self._slots))
+        by_tier: dict[int, list[int]] = {}
+        for index in live:
+            by_tier.setdefault(self._slots[index].tier, []).append(index)
+        load = dict.fromkeys(live, 0)
         chosen: dict[int, list[Task]] = {}
         for task in sorted(tasks, key=lambda task: (-self._sizes[task.client], task.client)):
-            tier = self._tier_of[task.client]
-            fitting = [index for index, slot in enumerate(self._slots) if slot.tier == tier]
-            index = own[task.client] if own else min(fitting, key=lambda index: load[index])
-            load[index] += self._sizes[task.client]
+            index = own.get(task.client)
+            if index not in load:  # pooled, or its own actor is lost
+                index = min(by_tier.get(int(self._tier_of[task.client]), live), key=load.__getitem__)
+            load[index] += int(self._sizes[task.client])
             chosen.setdefault(index, []).append(task)
         return chosen
 
-    def train(
-        self, tasks: Sequence[Task], weights: np.ndarray, round_number: int, individual: bool, phases: Phases
-    ) -> RoundResult:
+    def hold(self, weights: np.ndarray) -> Any:
+        return ray.put(weights) if weights.nbytes > _INLINE_BYTES else weights
+
+    def resolve_path(self, wanted: str, clients: Sequence[int], weights: np.ndarray) -> tuple[TrainingPath, str]:
+        here = list(clients)[: -(-len(clients) // len(self._slots))]  # as many as an actor trains in a round
+        return self._run([_Call(self._live()[0], "resolve_path", (wanted, here, self.hold(weights)))])[0]
+
+    def train(self, tasks: Sequence[Task], weights: np.ndarray, settings: RoundSettings, phases: Phases) -> RoundResult:
         with phases.phase("dispatch"):
-            stored = ray.put(weights)
-            parts = [
-                self._actors[index].train.remote(share, stored, round_number, individual)
-                for index, share in self.assign(tasks).items()
+            stored = self.hold(weights)
+            calls = [
+                _Call(index, "train", (share, stored, settings))
+                for index, share in self.assign(tasks, self._live()).items()
             ]
         with phases.phase("train"):
-            done = _get(parts)
+            done = self._run(calls)
         with phases.phase("aggregate"):
-            return merge(done, len(weights), individual)
+            return merge(done, len(weights), settings.individual)
 
     def evaluate(self, models: Sequence[np.ndarray]) -> list[Evaluation]:
-        pieces = _runs(self._blocks, 1 if len(models) >= len(self._actors) else len(self._actors))
-        jobs = [(ray.put(model), piece) for model in models for piece in pieces]
-        actors = itertools.cycle(self._actors)
-        answers = _get([actor.evaluate_test.remote(*job) for actor, job in zip(actors, jobs, strict=False)])
+        live = self._live()
+        pieces = _runs(self._blocks, 1 if len(models) >= len(live) else len(live))
+        jobs = [(self.hold(model), piece) for model in models for piece in pieces]
+        slots = itertools.cycle(live)
+        answers = self._run([_Call(slot, "evaluate_test", job) for slot, job in zip(slots, jobs, strict=False)])
         starts = range(0, len(answers), len(pieces))
         each = [answers[start : start + len(pieces)] for start in starts]
         return [sum_evaluations(list(itertools.chain.from_iterable(parts))) for parts in each]
 
-    def evaluate_clients(self, models: Mapping[int | None, np.ndarray]) -> list[Evaluation | None]:
-        if None not in models:
-            actors = itertools.cycle(self._actors)
-            each = zip(actors, sorted(models), strict=False)
-            return [part[0] for part in _get([a.evaluate_clients.remote(models[c], [c]) for a, c in each])]
-        stored = ray.put(models[None])
-        pairs = zip(self._actors, _runs(len(self._sizes), len(self._actors)), strict=False)
-        answers = _get([actor.evaluate_clients.remote(stored, part) for actor, part in pairs])
-        return [evaluation for part in answers for evaluation in part]
+    def evaluate_clients(
+        self,
+        models: Mapping[int | None, np.ndarray],
+        clients: Sequence[int],
+        part: ClientPart = "held_out",
+    ) -> list[Evaluation | None]:
+        live = self._live()
+        if None in models:
+            stored = self.hold(models[None])
+            groups = [[clients[place] for place in run] for run in _runs(len(clients), len(live))]
+            jobs = [(stored, group, part) for group in groups]
+        else:
+            jobs = [(self.hold(models[client]), [client], part) for client in clients]
+        slots = itertools.cycle(live)
+        answers = self._run([_Call(slot, "evaluate_clients", job) for slot, job in zip(slots, jobs, strict=False)])
+        return [evaluation for found in answers for evaluation in found]
 
     def put(self, images: np.ndarray, labels: np.ndarray) -> tuple[ray.ObjectRef, ray.ObjectRef]:
         return ray.put(images), ray.put(labels)
 
     def train_on_server(
         self, images: tuple[ray.ObjectRef, ray.ObjectRef], weights: np.ndarray, round_number: int, epochs: int
-    ) -> _Remote:
+    ) -> _OnServer:
+        def again() -> ray.ObjectRef:
+            self._tell("the server's actor is lost; its training is done again")
+            self._server, self._server_ready = None, False
+            return begin()
+
+        def begin() -> ray.ObjectRef:
+            return self._server_actor().call.remote("train_on", *images, weights, round_number, epochs)
+
+        return _OnServer(again, begin())
+
+    def _server_actor(self) -> Any:
         if self._server is None:
             gpus = {"num_gpus": self.config.gpus_per_actor} if self.config.gpus_per_actor > 0 else {}
             # The server only works while clients do or while they wait: it reserves no CPU of the emulated devices.
             self._server = HostActor.options(num_cpus=0, **gpus).remote()
         if not self._server_ready:
-            loaded = self._server.load.remote(self._job, self._data)
-            ready, _ = ray.wait([loaded], timeout=self.config.placement_timeout_s)
+            ready, _ = ray.wait([self._load(self._server)], timeout=self.config.placement_timeout_s)
             if not ready:
                 raise PlacementError(
                     f"Ray did not start the server's actor (GPU {self.config.gpus_per_actor:g}) within "
@@ -219,14 +352,11 @@ class RayRuntime(Runtime):
                     "runtime.gpus_per_actor or runtime.num_actors, or raise runtime.placement_timeout_s"
                 )
             self._server_ready = True
-        return _Remote(self._server.train_on.remote(*images, weights, round_number, epochs))
+        return self._server
 
     def memory_mb(self) -> dict[str, float]:
-        actors = ray.get([actor.peak_memory_mb.remote() for actor in self._actors])
-        sizes = {"driver": peak_memory_mb(), "actors": float(sum(actors))}
-        if self._server_ready:
-            sizes["server"] = float(ray.get(self._server.peak_memory_mb.remote()))
-        return sizes
+        peaks = self._run([_Call(index, "peak_memory_mb", ()) for index in self._live()])
+        return {"driver": peak_memory_mb(), "actors": float(sum(peaks))}
 
     def _release(self) -> None:
         for actor in [*self._actors, *([self._server] if self._server is not None else [])]:
@@ -234,7 +364,7 @@ class RayRuntime(Runtime):
         if self._group is not None:
             remove_placement_group(self._group)
             self._wait_until_free()
-        self._slots, self._actors, self._server, self._group = [], [], None, None
+        self._slots, self._actors, self._server, self._group, self._loading = [], [], None, None, {}
 
     def _wait_until_free(self) -> None:
         """Ray gives the bundles back a moment after it says so; the next placement would count them as taken."""

@@ -51,14 +51,14 @@ def test_path_gain_at_one_kilometre() -> None:
     assert path_gain(np.array([100.0]), np.array([0.0]))[0] == pytest.approx(10 ** -(12.81 - 3.76))
 
 
-def test_the_clock_advances_by_the_slowest_or_by_the_server() -> None:
+def test_the_ledger_advances_and_comes_back_from_a_checkpoint() -> None:
     config = FleetConfig(bandwidth_hz=4e6)
     cost = round_cost(config, two_devices(), np.array([0, 1]), np.array([100, 50]), 1, 1e5, 1e5)
     ledger = Ledger()
-    ledger.add_round(cost, 0.0, 10, 20)
+    ledger.advance(float(cost.latency_s.max()), cost.energy_j, 10, 20)
     assert ledger.virtual_time_s == pytest.approx(cost.latency_s.max())
-    ledger.add_round(None, 7.0, 0, 0)
-    assert ledger.virtual_time_s == pytest.approx(cost.latency_s.max() + 7)
+    ledger.advance(1e-9)
+    assert ledger.virtual_time_s == pytest.approx(cost.latency_s.max())  # a clock never goes back
     assert ledger.energy_j == pytest.approx(cost.energy_j)
     assert Ledger(**ledger.state()) == ledger
     assert server_time_s(FleetConfig(server_frequency_hz=1e9), two_devices(), 300) == pytest.approx(3.0)

@@ -8,11 +8,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from fl_ray.config import RunConfig
 from fl_ray.data.parts import prepare
 from fl_ray.experiment import Experiment
 from fl_ray.model import ImageShape
 from fl_ray.progress import Progress
-from fl_ray.randomness import seeded_torch, torch_generator
+from fl_ray.randomness import numpy_generator, seeded_torch, torch_generator
 from fl_ray.synthesis import Synthesis
 
 Run = Callable[..., tuple[Experiment, dict]]
@@ -43,8 +44,8 @@ def test_kappa1_zero_is_training_on_synthetic_images_alone(run_small: Run) -> No
     made = np.zeros(10, dtype=int)
     for number in range(config.rounds):
         if made.sum() < 60:
-            cohort = experiment.method.cohort(_stub(config), number)
-            counts = data.counts[cohort].sum(axis=0)
+            cohort = _cohort(config, number)
+            counts = data.counts(cohort).sum(axis=0)
             for _ in range(30):  # water-filling, one image after another
                 made_now = made.copy()
                 made_now[np.argmin(counts)] += 1
@@ -63,10 +64,9 @@ def test_kappa1_zero_is_training_on_synthetic_images_alone(run_small: Run) -> No
         assert torch.allclose(model(experiment)[f"network.{name}"], value, atol=1e-6), name
 
 
-def _stub(config: object) -> object:
-    from types import SimpleNamespace
-
-    return SimpleNamespace(config=config)
+def _cohort(config: RunConfig, number: int) -> np.ndarray:
+    rng = numpy_generator(config.seed, "cohort", number)
+    return rng.choice(config.data.clients, config.cohort_size, replace=False, shuffle=False)
 
 
 def test_one_round_is_the_kappa_weighted_sum_of_both_ends(run_small: Run) -> None:

@@ -12,9 +12,9 @@ from fl_ray.devices.fleet import draw_fleet
 from fl_ray.errors import PlacementError
 from fl_ray.model import ImageShape, initial_weights
 from fl_ray.runtime.base import Phases
-from fl_ray.runtime.host import ClientRecord, Job, JobData, Task
 from fl_ray.runtime.placement import plan_slots
 from fl_ray.runtime.ray_backend import RayRuntime
+from fl_ray.runtime.tasks import ClientRecord, Job, JobData, RoundSettings, Task
 
 CLUSTER = {"CPU": 4.0, "bandwidth": 8.0, "memory": 8e9}
 POOLED = RuntimeConfig(actors="pooled")
@@ -76,7 +76,7 @@ def trained_at_once(config: RunConfig) -> tuple[list[ClientRecord], np.ndarray]:
         job = Job(config.model, shape, config.training, config.seed, config.rounds, 1)
         runtime.open(job, arrays, config.fleet, fleet.tier, config.cohort_size)
         tasks = [Task(client, 1 / config.data.clients) for client in range(config.data.clients)]
-        result = runtime.train(tasks, weights, 0, False, Phases())
+        result = runtime.train(tasks, weights, RoundSettings(0), Phases())
     return result.records, fleet.tier
 
 
