@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -9,6 +11,9 @@ __all__ = ["ExactSum", "combine"]
 
 _BITS = 42
 _LIMIT = 2.0**20
+_SHIFT = 1.5 * 2.0**52
+_SHIFT_BITS = int(np.float64(_SHIFT).view(np.int64))
+_CHUNK = 2**15  # entries that are worked on while they are in the processor's cache
 
 
 class ExactSum:
@@ -20,28 +25,62 @@ class ExactSum:
     """
 
     def __init__(self, size: int) -> None:
-        self.total = torch.zeros(size, dtype=torch.int64)
+        self._total = np.zeros(size, dtype=np.int64)
+        self._shifts = 0  # how often _SHIFT_BITS is in every entry, see _add_small
+
+    @property
+    def total(self) -> np.ndarray:
+        """The sum in quanta, int64 [size]."""
+        if self._shifts:
+            self._total -= np.int64(_wrapped(self._shifts * _SHIFT_BITS))
+            self._shifts = 0
+        return self._total
 
     @staticmethod
-    def fits(update: torch.Tensor) -> bool:
-        """Whether all entries are finite and below 2^20 in size."""
-        if update.numel() == 0:
-            return True
-        low, high = torch.aminmax(update)  # NaN passes through both, and fails both comparisons
-        return bool(low > -_LIMIT) and bool(high < _LIMIT)
+    def fits(updates: torch.Tensor) -> torch.Tensor:
+        """Which updates [updates, size] have entries that are all finite and below 2^20 in size; bool [updates]."""
+        if updates.shape[1] == 0:
+            return torch.ones(len(updates), dtype=torch.bool)
+        ends = [torch.stack(torch.aminmax(update)) for update in updates]  # NaN passes through both
+        return (torch.stack(ends).abs() < _LIMIT).all(dim=1)
 
-    def add(self, update: torch.Tensor, share: float) -> None:
-        """Add ``share * update``; float32 [size], 0 <= share <= 1."""
-        self.total += update.double().mul_(share * 2.0**_BITS).round_().to(torch.int64)
+    def add(self, updates: torch.Tensor, shares: Sequence[float]) -> None:
+        """Add the sum of ``share * update``; float32 [updates, size] that ``fits``, each share in [0, 1]."""
+        for update, share in zip(updates, shares, strict=True):
+            factor = share * 2.0**_BITS
+            largest = float(torch.stack(torch.aminmax(update)).abs().max()) if len(update) else 0.0
+            if largest * factor < 2.0**51:
+                self._add_small(update.numpy(), factor)
+            else:
+                self._total += update.double().mul_(factor).round_().to(torch.int64).numpy()
+
+    def _add_small(self, update: np.ndarray, factor: float) -> None:
+        """Products below 2^51: adding 1.5 * 2^52 rounds to an integer (half to even), which then is in the low bits.
+
+        So the conversion, for which processors have no vector instruction, is left out. The bits of the shift itself
+        are taken off at the end; int64 wraps around meanwhile, which does no harm.
+        """
+        exact = np.empty(min(_CHUNK, len(update)))
+        for start in range(0, len(update), _CHUNK):
+            values = update[start : start + _CHUNK]
+            shifted = exact[: len(values)]
+            np.multiply(values, factor, out=shifted, dtype=np.float64)
+            shifted += _SHIFT
+            self._total[start : start + _CHUNK] += shifted.view(np.int64)
+        self._shifts += 1
 
     def merge(self, total: np.ndarray) -> None:
         """Add another sum's ``total``."""
-        mine = self.total.numpy()
-        np.add(mine, total, out=mine)
+        self._total += total
 
     def value(self) -> np.ndarray:
         """The sum, float64 [size]."""
-        return self.total.double().mul_(2.0**-_BITS).numpy()
+        return self.total * 2.0**-_BITS
+
+
+def _wrapped(value: int) -> int:
+    """An integer as int64 has it after wrapping around."""
+    return (value + 2**63) % 2**64 - 2**63
 
 
 def combine(parts: list[tuple[float, np.ndarray]]) -> np.ndarray:

@@ -82,8 +82,8 @@ class WeightLayout:
         self.is_parameter = np.repeat(np.array(flags, dtype=bool), sizes)
         places = {id(tensor): index for index, tensor in reversed(list(enumerate(self._tensors)))}
         starts = [0, *self._ends[:-1]]
-        self._places = [(starts[i], self._ends[i]) for i in (places[id(parameter)] for parameter in parameters)]
-        self._shapes = [parameter.shape for parameter in parameters]
+        own = [places[id(parameter)] for parameter in parameters]
+        self._places = [(starts[i], self._ends[i], self._tensors[i].shape) for i in own]
 
     def read(self) -> torch.Tensor:
         """The module's state as a new float32 CPU vector [size]."""
@@ -99,8 +99,9 @@ class WeightLayout:
             start = end
 
     def parameters(self, flat: torch.Tensor) -> list[torch.Tensor]:
-        """Views of a vector [size], shaped and ordered as ``module.parameters()``."""
-        return [flat[a:b].view(shape) for (a, b), shape in zip(self._places, self._shapes, strict=True)]
+        """Views of vectors [..., size], shaped [..., *shape] and ordered as ``module.parameters()``."""
+        ahead = flat.shape[:-1]
+        return [flat[..., a:b].unflatten(-1, shape or (1,)).view(*ahead, *shape) for a, b, shape in self._places]
 
     def named(self, flat: np.ndarray) -> dict[str, torch.Tensor]:
         """The vector as named tensors, as a state dict holds them."""

@@ -44,6 +44,7 @@ REGISTRY: dict[str, dict[str, Entry]] = {
         "cifar10": Entry(f"{_DATA}:cifar10", "CIFAR-10, 32x32 RGB, 10 classes"),
         "cifar100": Entry(f"{_DATA}:cifar100", "CIFAR-100, 32x32 RGB, 100 classes"),
         "gtsrb": Entry(f"{_DATA}:gtsrb", "German traffic signs resized to 32x32 RGB, 43 classes"),
+        "random": Entry(f"{_DATA}:random", "random images and labels, for timing"),
         "image_folder": Entry(f"{_DATA}:image_folder", "root/<domain>/[<split>/]<class>/*, several domains"),
     },
     "partition": {
@@ -60,6 +61,7 @@ REGISTRY: dict[str, dict[str, Entry]] = {
     "model": {
         "mlp": Entry(f"{_NETS}:MLP", "fully connected, ReLU"),
         "small_cnn": Entry(f"{_NETS}:SmallCNN", "two convolutions and a hidden layer"),
+        "dropout_cnn": Entry(f"{_NETS}:DropoutCNN", "the CIFAR-10 CNN of pfl-research's benchmarks"),
         "vgg9": Entry(f"{_NETS}:VGG9", "VGG-9, 3,491,530 parameters at 3x32x32 and 10 classes"),
         "resnet18": Entry(f"{_NETS}:ResNet18", "ResNet-18 with a stem for 32x32"),
         "exquisite_v1": Entry("lightning_modules.exquisite:ExquisiteNetV1", "ExquisiteNetV1 of TU Delft's GenFL"),

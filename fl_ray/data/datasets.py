@@ -24,6 +24,7 @@ __all__ = [
     "image_folder",
     "load",
     "mnist",
+    "random",
 ]
 
 
@@ -82,6 +83,24 @@ def digits(root: Path, download: bool) -> ImageData:
     source = load_digits()
     images = np.round(source.images * (255 / 16)).astype(np.uint8)[:, None]
     return ImageData(images, source.target.astype(np.int64), [str(i) for i in range(10)], [0.305], [0.376])
+
+
+def random(
+    root: Path,
+    download: bool,
+    samples: int = 1000,
+    test_samples: int = 100,
+    channels: int = 1,
+    size: int = 8,
+    num_classes: int = 10,
+) -> ImageData:
+    """Random images with random labels: nothing to learn, for timing at any size."""
+    rng = np.random.default_rng(0)
+    counts = (samples, test_samples)
+    images, tests = (rng.integers(0, 256, (count, channels, size, size), dtype=np.uint8) for count in counts)
+    labels, test_labels = (rng.permutation(np.arange(count) % num_classes) for count in counts)
+    names = [str(label) for label in range(num_classes)]
+    return ImageData(images, labels, names, [0.5] * channels, [0.29] * channels, tests, test_labels)
 
 
 def mnist(root: Path, download: bool) -> ImageData:

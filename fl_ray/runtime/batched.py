@@ -21,7 +21,7 @@ from fl_ray.config import TrainingConfig
 from fl_ray.runtime.local_training import Correction, Key, batches_of, loss_of, only_optimizer, scale_lr
 from lightning_modules.classifier import Classifier
 
-__all__ = ["BatchedClient", "BatchedTraining", "refusal"]
+__all__ = ["BatchedClients", "BatchedTraining", "refusal"]
 
 _ELEMENTWISE = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop)
 _TRACE_AFTER = 3
@@ -30,15 +30,21 @@ _OURS = ("torch.nn.", "lightning_modules.")
 
 
 @dataclass(frozen=True)
-class BatchedClient:
-    """One client: inputs and labels on the host's device, the key of its draws, its parameters at the start.
+class BatchedClients:
+    """Clients to be trained together; lists of tensors are in the order of ``module.parameters()``.
 
-    ``offset`` as in ``Correction``; ``start`` and ``offset`` are in the order of ``module.parameters()``.
+    Attributes:
+        x, y: inputs and labels of all of them, one after another, on the module's device.
+        sizes: samples of each.
+        keys: of each one's draws.
+        start: parameters at the start, [clients, ...].
+        offset: as in ``Correction``, [clients, ...]; empty: none.
     """
 
     x: Tensor
     y: Tensor
-    key: Key
+    sizes: Sequence[int]
+    keys: Sequence[Key]
     start: Sequence[Tensor]
     offset: Sequence[Tensor] = ()
 
@@ -91,51 +97,44 @@ class BatchedTraining:
         self._traces: dict[tuple[int, ...], Any] = {}
 
     def train(
-        self,
-        clients: Sequence[BatchedClient],
-        training: TrainingConfig,
-        epochs: int,
-        factor: float,
-        proximal: float = 0.0,
-    ) -> tuple[list[list[Tensor]], list[float]]:
+        self, clients: BatchedClients, training: TrainingConfig, epochs: int, factor: float, proximal: float = 0.0
+    ) -> tuple[list[Tensor], list[float]]:
         """Train every client from its own start.
 
         Returns:
-            parameters of each client, in the order of ``module.parameters()``, and each one's mean loss.
+            parameters [clients, ...], in the order of ``module.parameters()``, and each client's mean loss.
         """
         self.module.train()
-        plans = [batches_of(len(client.x), training.batch_size, epochs, client.key) for client in clients]
-        order = sorted(range(len(clients)), key=lambda index: -len(plans[index]))  # who is done first comes last
-        clients, plans = [clients[index] for index in order], [plans[index] for index in order]
-        starts = [torch.stack(tensors) for tensors in zip(*(client.start for client in clients), strict=True)]
-        offsets = [torch.stack(tensors) for tensors in zip(*(client.offset for client in clients), strict=True)]
+        plans, first = [], 0
+        for size, key in zip(clients.sizes, clients.keys, strict=True):
+            plans.append([rows + first for rows in batches_of(size, training.batch_size, epochs, key)])
+            first += size
+        order = sorted(range(len(plans)), key=lambda index: -len(plans[index]))  # who is done first comes last
+        plans = [plans[index] for index in order]
+        starts = [tensor[order] for tensor in clients.start]
+        offsets = [tensor[order] for tensor in clients.offset]
         stacked = [start.clone() for start in starts]
         optimizer = self._optimizer(stacked, factor)
-        x, y = torch.cat([client.x for client in clients]), torch.cat([client.y for client in clients])
-        first = [0]
-        for client in clients:
-            first.append(first[-1] + len(client.x))
-        losses = torch.zeros(len(clients), dtype=torch.float64, device=x.device)
-        active, live = len(clients), stacked
+        losses = torch.zeros(len(plans), dtype=torch.float64, device=clients.x.device)
+        active, live = len(plans), stacked
         for step in range(len(plans[0])):
             going = sum(len(plan) > step for plan in plans)
             if going < active:
                 active, live = going, _shrink(optimizer, live, going)
-            rows = [plans[index][step] + first[index] for index in range(active)]
-            gradients = self._step(live, rows, x, y, step, losses)
+            rows = [plan[step] for plan in plans[:active]]
+            gradients = self._step(live, rows, clients.x, clients.y, step, losses)
             for parameter, gradient in zip(live, gradients, strict=True):
                 parameter.grad = gradient
-            correction = Correction(proximal, [s[:active] for s in starts], [o[:active] for o in offsets])
-            correction.add_to(live)
+            if offsets or proximal:
+                correction = Correction(proximal, [s[:active] for s in starts], [o[:active] for o in offsets])
+                correction.add_to(live)
             if training.clip_norm is not None:
                 _clip(live, training.clip_norm)
             optimizer.step()
-        trained: list[list[Tensor]] = [[] for _ in clients]
-        means = [0.0] * len(clients)
-        for place, (index, total) in enumerate(zip(order, losses.tolist(), strict=True)):
-            trained[index] = [parameter[place] for parameter in stacked]
-            means[index] = total / (epochs * len(clients[place].x))
-        return trained, means
+        back = sorted(range(len(order)), key=order.__getitem__)
+        totals = losses[back].tolist()
+        means = [total / (epochs * size) for total, size in zip(totals, clients.sizes, strict=True)]
+        return [tensor[back] for tensor in stacked], means
 
     def _optimizer(self, stacked: list[Tensor], factor: float) -> torch.optim.Optimizer:
         """The module's own optimiser over the stacked parameters: it works entry by entry."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import resource
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch.nn import functional
 from fl_ray.aggregation import ExactSum
 from fl_ray.errors import FlRayError, SettingError
 from fl_ray.model import WeightLayout, build_module
-from fl_ray.runtime.batched import BatchedClient, BatchedTraining, refusal
+from fl_ray.runtime.batched import BatchedClients, BatchedTraining, refusal
 from fl_ray.runtime.local_training import Correction, Key, has_batch_norm, lr_factor, train_locally
 from fl_ray.runtime.tasks import (
     EVALUATION_BLOCK,
@@ -95,54 +95,63 @@ class ClientHost:
         began = time.time()
         total = None if settings.individual else ExactSum(self.layout.size)
         result = PartialResult(None)
-        for outcome, start in self._outcomes(tasks, torch.from_numpy(weights), settings):
-            task, trained, left_out = outcome.task, outcome.trained, outcome.left_out
-            if trained is not None:
-                update = trained - start
-                if not (ExactSum.fits(update) and np.isfinite(outcome.loss)):
-                    left_out = "its update is not finite (or above 2^20)"
-                else:
-                    if self._updates:
-                        turn = settings.number if task.turn is None else task.turn
-                        update = self._updates.apply(update, turn, task.client)
-                        trained = start + update
-                    if total is None:
-                        result.weights[task.client] = trained.numpy()
-                    else:
-                        total.add(update, task.share * task.scale)
-            samples = int(self.data.partition.sizes[task.client])
-            result.records.append(
-                ClientRecord(
-                    task.client,
-                    samples,
-                    outcome.loss,
-                    task.share,
-                    outcome.started,
-                    time.time(),
-                    left_out,
-                    outcome.raised,
-                )
-            )
-        if settings.pace is not None:
-            result.records = _paced(result.records, tasks, began, settings.pace)
-        result.total = None if total is None else total.total.numpy()
-        return result
-
-    def _outcomes(
-        self, tasks: Sequence[Task], common: torch.Tensor, settings: RoundSettings
-    ) -> Iterator[tuple[_Outcome, torch.Tensor]]:
-        """Each task's outcome with the weights that it started from."""
         at_once = 1
         if settings.path == "batched":
             at_once = max(1, min(_BATCHED_CLIENTS, _BATCHED_BYTES // (4 * self.layout.size)))
+        work = self._train_batched if settings.path == "batched" else self._train_plain
+        common = torch.from_numpy(weights)
         for first in range(0, len(tasks), at_once):
             group = tasks[first : first + at_once]
-            starts = [
-                common if task.start is None else torch.from_numpy(np.asarray(self._fetch(task.start)))
-                for task in group
-            ]
-            work = self._train_batched if settings.path == "batched" else self._train_plain
-            yield from zip(self._safely(work, group, starts, settings), starts, strict=True)
+            starts = [common if task.start is None else self._start_of(task) for task in group]
+            self._take_in(self._safely(work, group, starts, settings), starts, total, result, settings)
+        if settings.pace is not None:
+            result.records = _paced(result.records, tasks, began, settings.pace)
+        result.total = None if total is None else total.total
+        return result
+
+    def _start_of(self, task: Task) -> torch.Tensor:
+        return torch.from_numpy(np.asarray(self._fetch(task.start)))
+
+    def _take_in(
+        self,
+        outcomes: Sequence[_Outcome],
+        starts: Sequence[torch.Tensor],
+        total: ExactSum | None,
+        result: PartialResult,
+        settings: RoundSettings,
+    ) -> None:
+        """Add the outcomes' updates to the sum (or keep their weights), and their records."""
+        trained = [place for place, outcome in enumerate(outcomes) if outcome.trained is not None]
+        good: set[int] = set()
+        if trained:
+            updates = _rows([outcomes[place].trained for place in trained]) - _rows([starts[p] for p in trained])
+            finite = ExactSum.fits(updates).tolist()
+            kept = [row for row, place in enumerate(trained) if finite[row] and np.isfinite(outcomes[place].loss)]
+            good = {trained[row] for row in kept}
+            if len(kept) < len(trained):
+                updates = updates[kept]
+            tasks = [outcomes[place].task for place in sorted(good)]
+            if self._updates and tasks:
+                turns = [settings.number if task.turn is None else task.turn for task in tasks]
+                pairs = zip(updates, turns, [task.client for task in tasks], strict=True)
+                updates = torch.stack([self._updates.apply(*pair) for pair in pairs])
+            if total is None:
+                for place, update, task in zip(sorted(good), updates, tasks, strict=True):
+                    new = starts[place] + update if self._updates else outcomes[place].trained
+                    result.weights[task.client] = new.numpy()
+            elif tasks:
+                total.add(updates, [task.share * task.scale for task in tasks])
+        sizes, now = self.data.partition.sizes, time.time()
+        for place, outcome in enumerate(outcomes):
+            left_out = outcome.left_out
+            if left_out is None and place not in good:
+                left_out = "its update is not finite (or above 2^20)"
+            client, share = outcome.task.client, outcome.task.share
+            result.records.append(
+                ClientRecord(
+                    client, int(sizes[client]), outcome.loss, share, outcome.started, now, left_out, outcome.raised
+                )
+            )
 
     def _safely(
         self,
@@ -204,25 +213,25 @@ class ClientHost:
         started = time.time()
         if self._batched is None:
             self._batched = BatchedTraining(self.module)
-        clients = [
-            BatchedClient(
-                *self._inputs(self._rows(task.client)),
-                self._key(task, settings),
-                [tensor.to(self.device) for tensor in self.layout.parameters(start)],
-                self._offset(task),
-            )
-            for task, start in zip(tasks, starts, strict=True)
-        ]
+        own = [self._rows(task.client) for task in tasks]
+        base = _rows(starts)  # [1, size] where all start alike
+        x, y = self._inputs(np.concatenate(own))
+        offsets = [self._offset(task) for task in tasks]
+        clients = BatchedClients(
+            x,
+            y,
+            [len(rows) for rows in own],
+            [self._key(task, settings) for task in tasks],
+            [tensor.expand(len(tasks), *tensor.shape[1:]) for tensor in self.layout.parameters(base.to(self.device))],
+            [torch.stack(tensors) for tensors in zip(*offsets, strict=True)] if offsets[0] else [],
+        )
         training = self.job.training
         factor = lr_factor(training, settings.number, self.job.rounds)
         trained, losses = self._batched.train(clients, training, self._epochs(), factor, settings.proximal)
-        outcomes = []
-        for task, start, parameters, loss in zip(tasks, starts, trained, losses, strict=True):
-            state = start.clone()
-            for view, value in zip(self.layout.parameters(state), parameters, strict=True):
-                view.copy_(value)
-            outcomes.append(_Outcome(task, started, state, loss))
-        return outcomes
+        states = base.expand(len(tasks), -1).clone()
+        for view, values in zip(self.layout.parameters(states), trained, strict=True):
+            view.copy_(values)
+        return [_Outcome(task, started, state, loss) for task, state, loss in zip(tasks, states, losses, strict=True)]
 
     def _rows(self, client: int) -> np.ndarray:
         rows = self.data.partition.of(client)
@@ -372,6 +381,12 @@ class ClientHost:
         correct = int((logits.argmax(dim=1) == y).sum())
         loss = float(functional.cross_entropy(logits.double(), y, reduction="sum"))
         return Evaluation(correct, loss, len(y))
+
+
+def _rows(vectors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Vectors [size] as rows; a single row where they are all the same one."""
+    first = vectors[0]
+    return first[None] if all(vector is first for vector in vectors) else torch.stack(tuple(vectors))
 
 
 def _paced(records: list[ClientRecord], tasks: Sequence[Task], began: float, pace: float) -> list[ClientRecord]:

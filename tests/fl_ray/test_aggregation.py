@@ -20,9 +20,9 @@ def test_exact_sum_equals_a_plain_sum_and_does_not_depend_on_order() -> None:
     for order in ([0, 1, 2, 3, 4, 5, 6], [6, 2, 4, 0, 1, 5, 3]):
         total = ExactSum(1000)
         for index in order:
-            total.add(updates[index], shares[index])
+            total.add(updates[index][None], [shares[index]])
         totals.append(total)
-    assert torch.equal(totals[0].total, totals[1].total)
+    assert np.array_equal(totals[0].total, totals[1].total)
     plain = sum(share * update.double().numpy() for share, update in zip(shares, updates, strict=True))
     assert np.abs(totals[0].value() - plain).max() < 7 * 2.0**-43 + 1e-12
 
@@ -31,18 +31,33 @@ def test_merged_parts_equal_one_sum() -> None:
     updates = [torch.randn(50, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
     whole, left, right = ExactSum(50), ExactSum(50), ExactSum(50)
     for index, update in enumerate(updates):
-        whole.add(update, 0.25)
-        (left if index % 2 else right).add(update, 0.25)
-    left.merge(right.total.numpy())
-    assert torch.equal(whole.total, left.total)
+        whole.add(update[None], [0.25])
+        (left if index % 2 else right).add(update[None], [0.25])
+    left.merge(right.total)
+    assert np.array_equal(whole.total, left.total)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 2.0**20])
 def test_updates_that_would_spoil_the_sum_do_not_fit(bad: float) -> None:
-    update = torch.zeros(5)
-    assert ExactSum.fits(update)
-    update[3] = bad
-    assert not ExactSum.fits(update)
+    updates = torch.zeros(2, 5)
+    assert ExactSum.fits(updates).tolist() == [True, True]
+    updates[1, 3] = bad
+    assert ExactSum.fits(updates).tolist() == [True, False]
+
+
+def test_the_fast_rounding_equals_the_plain_one() -> None:
+    """Products below 2^51 quanta take another way; halves, negative numbers and zeros round alike."""
+    values = torch.tensor([0.0, -0.0, 1.5 * 2.0**-42, 2.5 * 2.0**-42, -0.5 * 2.0**-42, 3.7, -511.0, 1e-30])
+    for share in (1.0, 0.3):
+        total = ExactSum(len(values))
+        for _ in range(3):
+            total.add(values[None], [share])
+        expected = 3 * np.rint(values.double().numpy() * (share * 2.0**42)).astype(np.int64)
+        assert np.array_equal(total.total, expected)
+    large = torch.tensor([2.0**19, -(2.0**19), 1.0])  # takes the slow way; mixes with the fast one
+    total = ExactSum(3)
+    total.add(torch.stack([large, torch.ones(3)]), [0.75, 0.25])
+    assert total.value().tolist() == [0.75 * 2**19 + 0.25, -0.75 * 2**19 + 0.25, 1.0]
 
 
 def test_combine_is_the_weighted_sum() -> None:

@@ -72,9 +72,9 @@ def test_the_average_without_a_left_out_client_is_that_of_the_others(run_small: 
     from fl_ray.aggregation import ExactSum
 
     total = ExactSum(2)
-    total.add(torch.tensor([1.0, 0.0]), 0.25)
-    total.add(torch.tensor([3.0, 4.0]), 0.25)
-    result = merge([PartialResult(total.total.numpy(), {}, records)], 2, False)
+    total.add(torch.tensor([[1.0, 0.0]]), [0.25])
+    total.add(torch.tensor([[3.0, 4.0]]), [0.25])
+    result = merge([PartialResult(total.total, {}, records)], 2, False)
     assert result.update.tolist() == [2.0, 2.0]
     assert result.train_loss == 1.0
 
