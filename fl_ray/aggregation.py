@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:  # imported where it is used: a driver merges sums without it
+    import torch
 
 __all__ = ["ExactSum", "combine"]
 
@@ -39,6 +42,8 @@ class ExactSum:
     @staticmethod
     def fits(updates: torch.Tensor) -> torch.Tensor:
         """Which updates [updates, size] have entries that are all finite and below 2^20 in size; bool [updates]."""
+        import torch
+
         if updates.shape[1] == 0:
             return torch.ones(len(updates), dtype=torch.bool)
         ends = [torch.stack(torch.aminmax(update)) for update in updates]  # NaN passes through both
@@ -46,6 +51,8 @@ class ExactSum:
 
     def add(self, updates: torch.Tensor, shares: Sequence[float]) -> None:
         """Add the sum of ``share * update``; float32 [updates, size] that ``fits``, each share in [0, 1]."""
+        import torch
+
         for update, share in zip(updates, shares, strict=True):
             factor = share * 2.0**_BITS
             largest = float(torch.stack(torch.aminmax(update)).abs().max()) if len(update) else 0.0

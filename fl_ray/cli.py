@@ -179,14 +179,16 @@ def _run(options: Any, overrides: dict[str, Any]) -> int:
             _print_config(config)
             return 0
         output = Path(options.output) if options.output else _default_output(config.name)
-    from fl_ray.experiment import Experiment, check, open_runtime
     from fl_ray.progress import Progress
+    from fl_ray.runtime.start import open_runtime
 
-    check(config)
-    if options.resume is None:
-        new_folder(output)
     progress = Progress()
     with open_runtime(config, progress) as runtime:
+        from fl_ray.experiment import Experiment, check  # while Ray starts
+
+        check(config)
+        if options.resume is None:
+            new_folder(output)
         summary = Experiment(config, output, runtime, progress, resume=options.resume is not None).run()
     rows = [
         ["final accuracy", f"{summary['final_accuracy']:.4f}"],

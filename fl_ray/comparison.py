@@ -14,11 +14,12 @@ import yaml
 
 from fl_ray.config import RunConfig
 from fl_ray.errors import OutputError, SettingError
-from fl_ray.experiment import Experiment, check, open_runtime
+from fl_ray.experiment import Experiment, check
 from fl_ray.progress import Progress
 from fl_ray.recipes import apply_overrides, compare_entries, make_config, to_dict
 from fl_ray.run_folder import RunFolder, new_folder
 from fl_ray.runtime.base import Runtime
+from fl_ray.runtime.start import open_runtime
 from fl_ray.summary import aggregate, outcome
 
 __all__ = ["Comparison", "plan_comparison", "rows_of_runs", "run_comparison", "write_comparison_csv"]

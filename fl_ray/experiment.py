@@ -36,7 +36,7 @@ from fl_ray.synthesis import Synthesis
 from fl_ray.tracking import Tracker, prepare_store, tracking_uri
 from fl_ray.updates import UpdateChain
 
-__all__ = ["Experiment", "check", "open_runtime"]
+__all__ = ["Experiment", "check"]
 
 BAD_INPUT = 2  # exit code
 TIMELINE_ROUNDS = 5
@@ -44,20 +44,6 @@ TIMELINE_CLIENTS = 40
 SAMPLE_COLUMNS = 8
 _STATISTICS_CLIENTS = 10_000  # that the mean entropy and EMD of a partition are taken over
 _PATH_CLIENTS = 16  # that the training path is chosen with
-
-
-def open_runtime(config: RunConfig, progress: Progress | None = None) -> Runtime:
-    """The backend that ``runtime.backend`` names; a context manager, used by one run after another."""
-    if config.runtime.backend == "in_process":
-        from fl_ray.runtime.in_process import InProcessRuntime
-
-        return InProcessRuntime()
-    from fl_ray.runtime.ray_backend import RayRuntime
-
-    tell = progress.message if progress is not None else None
-    if tell is not None:
-        tell("starting Ray" if config.ray.address is None else f"joining Ray at {config.ray.address}")
-    return RayRuntime(config.runtime, config.ray, tell)
 
 
 def check(config: RunConfig) -> Method:

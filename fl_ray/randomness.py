@@ -5,9 +5,12 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:  # imported where it is used: a fleet or a cohort is drawn before torch is there
+    import torch
 
 __all__ = ["key_seed", "numpy_generator", "seeded_torch", "torch_generator"]
 
@@ -28,12 +31,16 @@ def numpy_generator(seed: int, purpose: str, *numbers: int) -> np.random.Generat
 
 def torch_generator(seed: int, purpose: str, *numbers: int) -> torch.Generator:
     """A CPU torch generator for the key."""
+    import torch
+
     return torch.Generator().manual_seed(key_seed(seed, purpose, *numbers))
 
 
 @contextmanager
 def seeded_torch(seed: int, purpose: str, *numbers: int) -> Iterator[None]:
     """Seed torch's global generators (dropout, initialisation draw from them) by the key; restore them afterwards."""
+    import torch
+
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(key_seed(seed, purpose, *numbers))

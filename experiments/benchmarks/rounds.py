@@ -66,8 +66,8 @@ def since_process_start() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
-def pss_mb(root: int) -> float:
-    """Proportional set size of a process and everything below it, MB."""
+def pss_mb(root: int, without: set[int]) -> float:
+    """Proportional set size of a process and everything below it but some, MB."""
     parents: dict[int, int] = {}
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -80,7 +80,7 @@ def pss_mb(root: int) -> float:
         below = {pid for pid, parent in parents.items() if parent in members} - members
         members |= below
         grown = bool(below)
-    for pid in members:
+    for pid in members - without:
         try:
             text = Path(f"/proc/{pid}/smaps_rollup").read_text()
         except OSError:
@@ -95,7 +95,7 @@ class Watch:
     def __init__(self) -> None:
         self.peak = 0.0
         self.startup: float | None = None
-        self.steps_seen: list[float] = []
+        self.others: set[int] = set()  # processes that are not fl_ray's
         self._working = threading.Event()
         threading.Thread(target=self._look, daemon=True).start()
 
@@ -110,7 +110,7 @@ class Watch:
             self._working.wait()
             time.sleep(3)
             if self._working.is_set():
-                self.peak = max(self.peak, pss_mb(os.getpid()))
+                self.peak = max(self.peak, pss_mb(os.getpid(), self.others))
 
     # What fl_ray calls of a Progress:
     def round(self, row: dict[str, Any], rounds: int) -> None:
@@ -155,7 +155,8 @@ def bare_worker(kind: str, weights: Any, total: Any, pipe: Any) -> None:
     net = bare_network(kind)
     parameters = list(net.parameters())
     shape = (KINDS[kind]["channels"], KINDS[kind]["size"], KINDS[kind]["size"])
-    x, y = torch.randn(1000 * SAMPLES // 2, *shape), torch.randint(0, 10, (1000 * SAMPLES // 2,))
+    x = (torch.randint(0, 256, (1000 * SAMPLES // 2, *shape)).float() / 255 - 0.5) / 0.29
+    y = torch.randint(0, 10, (1000 * SAMPLES // 2,))
     while (clients := pipe.recv()) is not None:
         total.zero_()
         for client in clients:
@@ -180,6 +181,7 @@ class BareLoop:
 
         context = mp.get_context("spawn")
         self.weights = torch.nn.utils.parameters_to_vector(bare_network(kind).parameters()).detach().share_memory_()
+        self.first = self.weights.clone()
         self.totals = [torch.zeros_like(self.weights).share_memory_() for _ in range(2)]
         pairs = [context.Pipe() for _ in range(2)]
         self.pipes = [ours for ours, _ in pairs]
@@ -194,6 +196,7 @@ class BareLoop:
         """Seconds of each round."""
         import numpy as np
 
+        self.weights.copy_(self.first)  # as every run of fl_ray begins anew
         rng, seconds = np.random.default_rng(0), []
         for _ in range(count):
             start = time.perf_counter()
@@ -241,13 +244,14 @@ def main() -> None:
     rounds = options.rounds or KINDS[options.kind]["rounds"]
     with tempfile.TemporaryDirectory() as name:
         folder, watch = Path(name), Watch()
-        from fl_ray.experiment import Experiment, open_runtime
         from fl_ray.recipes import make_config
+        from fl_ray.runtime.start import open_runtime
 
         config = make_config(recipe(options.kind, options.clients, rounds + 1, folder))
         ours, bare, phases, summary = [], [], [], {}
         with watch:
             runtime = open_runtime(config, watch)
+            from fl_ray.experiment import Experiment
         with runtime:
             loop = None
             for turn in range(options.turns):
@@ -260,6 +264,7 @@ def main() -> None:
                 ours += walls[WARM_UP:-1]  # the last one holds the evaluation
                 phases.append({name: seconds / len(walls) for name, seconds in summary["wall_s"].items()})
                 loop = loop or BareLoop(options.kind)
+                watch.others = {process.pid for process in loop.processes}
                 bare += loop.rounds(rounds)[WARM_UP:]
                 print(f"turn {turn + 1}: ours {statistics.median(ours):.4f} s, bare {statistics.median(bare):.4f} s")
             loop.close()

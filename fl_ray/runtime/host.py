@@ -5,7 +5,6 @@ The Ray actor and the in-process backend are thin shells around it, so both do t
 
 from __future__ import annotations
 
-import resource
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from torch.nn import functional
 from fl_ray.aggregation import ExactSum
 from fl_ray.errors import FlRayError, SettingError
 from fl_ray.model import WeightLayout, build_module
+from fl_ray.runtime import memory
 from fl_ray.runtime.batched import BatchedClients, BatchedTraining, refusal
 from fl_ray.runtime.local_training import Correction, Key, has_batch_norm, lr_factor, train_locally
 from fl_ray.runtime.tasks import (
@@ -35,7 +35,7 @@ from fl_ray.runtime.tasks import (
 )
 from fl_ray.updates import UpdateChain
 
-__all__ = ["ClientHost", "peak_memory_mb"]
+__all__ = ["ClientHost"]
 
 _BATCHED_BYTES = 2**26  # of the stacked parameters of clients that are computed together
 _BATCHED_CLIENTS = 64
@@ -371,8 +371,8 @@ class ClientHost:
         return found
 
     def peak_memory_mb(self) -> float:
-        """See the function of that name."""
-        return peak_memory_mb()
+        """Of this process."""
+        return memory.peak_memory_mb()
 
     @torch.no_grad()
     def _evaluate(self, x: torch.Tensor, y: torch.Tensor) -> Evaluation:
@@ -396,8 +396,3 @@ def _paced(records: list[ClientRecord], tasks: Sequence[Task], began: float, pac
         time.sleep(max(0.0, began + task.latency_s * pace - time.time()))
         paced.append(replace(record, started=began, ended=time.time()))
     return paced
-
-
-def peak_memory_mb() -> float:
-    """The largest resident size that this process has had, MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

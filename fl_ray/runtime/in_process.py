@@ -9,7 +9,8 @@ import numpy as np
 
 from fl_ray.config import FleetConfig
 from fl_ray.runtime.base import ClientPart, Phases, RoundResult, Runtime, merge, sum_evaluations
-from fl_ray.runtime.host import ClientHost, peak_memory_mb
+from fl_ray.runtime.host import ClientHost
+from fl_ray.runtime.memory import peak_memory_mb
 from fl_ray.runtime.tasks import Evaluation, Job, JobData, RoundSettings, Task, TrainingPath
 
 __all__ = ["InProcessRuntime"]

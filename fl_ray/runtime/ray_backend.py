@@ -1,10 +1,15 @@
-"""The Ray backend: client actors in the bundles of one placement group, and one server actor beside them."""
+"""The Ray backend: client actors in the bundles of one placement group, and one server actor beside them.
+
+Torch and Lightning take seconds to import, in the driver and in every actor: this module needs neither, so that Ray and
+the actors can be started while the driver still imports.
+"""
 
 from __future__ import annotations
 
 import itertools
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,14 +17,14 @@ from typing import Any
 
 import numpy as np
 import ray
-import torch
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from fl_ray.config import FleetConfig, RayConfig, RuntimeConfig
+from fl_ray.config import FleetConfig, RayConfig, RunConfig, RuntimeConfig
+from fl_ray.devices.fleet import draw_fleet
 from fl_ray.errors import FlRayError, LostActorsError, PlacementError
 from fl_ray.runtime.base import ClientPart, Phases, RoundResult, Runtime, merge, sum_evaluations
-from fl_ray.runtime.host import ClientHost, peak_memory_mb
+from fl_ray.runtime.memory import peak_memory_mb
 from fl_ray.runtime.placement import Slot, plan_slots
 from fl_ray.runtime.tasks import Evaluation, Job, JobData, RoundSettings, Task, TrainingPath
 
@@ -80,8 +85,16 @@ _INLINE_BYTES = 65536  # smaller weights travel in the call itself
 class HostActor:
     """A ClientHost in a process of its own."""
 
+    def warm_up(self) -> None:
+        """Import what training needs."""
+        import fl_ray.runtime.host  # noqa: F401
+
     def load(self, job: Job, data: JobData) -> None:
         """Get ready for a run."""
+        import torch
+
+        from fl_ray.runtime.host import ClientHost
+
         gpu = torch.cuda.is_available() and ray.get_gpu_ids()
         self.host = ClientHost(job, data, torch.device("cuda" if gpu else "cpu"), _fetch)
 
@@ -128,39 +141,79 @@ class RayRuntime(Runtime):
 
     Args:
         tell: is told when actors are started or lost.
+        ahead: start the actors for this run at once, in a thread, while the caller goes on; ``open`` waits for them.
     """
 
-    def __init__(self, config: RuntimeConfig, ray_config: RayConfig, tell: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        config: RuntimeConfig,
+        ray_config: RayConfig,
+        tell: Callable[[str], None] | None = None,
+        ahead: RunConfig | None = None,
+    ) -> None:
         super().__init__()
         self.config, self._tell = config, tell or (lambda text: None)
-        self._owns_ray = connect(ray_config)
+        self._owns_ray = False
         self._slots: list[Slot] = []
         self._group: PlacementGroup | None = None
         self._actors: list[Any] = []
         self._loading: dict[int, ray.ObjectRef] = {}  # slots whose actor does not answer yet
         self._server: Any = None  # started when a method first trains on the server
         self._server_ready = False
+        self._failure: BaseException | None = None
+        self._ready, self._closing = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._begin, args=(ray_config, ahead), name="Ray", daemon=True)
+        self._thread.start()
+        if ahead is None:
+            self._started()
+
+    def _begin(self, ray_config: RayConfig, ahead: RunConfig | None) -> None:
+        try:
+            self._owns_ray = connect(ray_config)
+            if ahead is not None:
+                fleet = draw_fleet(ahead.fleet, ahead.data.clients, ahead.seed)
+                self._start(self._plan(ahead.fleet, fleet.tier, ahead.cohort_size))
+                for actor in self._actors:
+                    actor.warm_up.remote()
+        except BaseException as error:  # noqa: BLE001 - handed to whoever waits, see _started
+            self._failure = error
+        self._ready.set()
+        if self._owns_ray:  # Linux ends Ray's processes with the thread that started them
+            self._closing.wait()
+
+    def _started(self) -> None:
+        """Wait until Ray runs.
+
+        Raises:
+            PlacementError: what stood in the way of the start.
+        """
+        self._ready.wait()
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+
+    def _plan(self, fleet: FleetConfig, tier_of: np.ndarray, cohort_size: int) -> list[Slot]:
+        return plan_slots(self.config, fleet, tier_of, cohort_size, ray.cluster_resources())
 
     def open(self, job: Job, data: JobData, fleet: FleetConfig, tier_of: np.ndarray, cohort_size: int) -> None:
+        self._started()
         self._job, self._data = job, ray.put(data)
         self._fleet, self._tier_of, self._cohort_size = fleet, tier_of, cohort_size
-        self._sizes, self._clients, self._blocks = data.partition.sizes, len(data.partition), data.test_blocks
+        self._sizes, self._blocks = data.partition.sizes, data.test_blocks
         self._server_ready = False
-        slots = plan_slots(self.config, fleet, tier_of, cohort_size, ray.cluster_resources())
+        slots = self._plan(fleet, tier_of, cohort_size)
         if slots != self._slots:
             self._start(slots)
-        else:
-            self._loading = {index: self._load(actor) for index, actor in enumerate(self._actors)}
+        self._loading = {index: self._load(actor) for index, actor in enumerate(self._actors)}
         self._settle(set(range(len(self._slots))))
 
     def _start(self, slots: list[Slot]) -> None:
         """Actors for new slots, in place of all there are."""
         self._release()
-        self._tell(f"starting {len(slots)} actors for {self._clients} clients")
+        self._tell(f"starting {len(slots)} client actors")
         self._group = self._place(slots, ray.cluster_resources())
         self._slots = slots
         self._actors = [self._actor(index, slot) for index, slot in enumerate(slots)]
-        self._loading = {index: self._load(actor) for index, actor in enumerate(self._actors)}
 
     def _load(self, actor: Any) -> ray.ObjectRef:
         return actor.load.remote(self._job, self._data)
@@ -374,11 +427,12 @@ class RayRuntime(Runtime):
             time.sleep(0.05)
 
     def close(self) -> None:
-        if not ray.is_initialized():
-            return
-        self._release()
-        if self._owns_ray:
-            ray.shutdown()
+        self._ready.wait()
+        if ray.is_initialized():
+            self._release()
+            if self._owns_ray:
+                ray.shutdown()
+        self._closing.set()
 
 
 def _runs(count: int, pieces: int) -> list[list[int]]:

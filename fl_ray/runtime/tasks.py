@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from fl_ray.config import Component, TrainingConfig
 from fl_ray.data.partitioners import Rows
-from fl_ray.model import ImageShape
+
+if TYPE_CHECKING:
+    from fl_ray.model import ImageShape
 
 __all__ = [
     "EVALUATION_BLOCK",

@@ -8,8 +8,9 @@ import pytest
 from fl_ray.config import Component, DataConfig
 from fl_ray.data.datasets import load
 from fl_ray.data.parts import prepare
-from fl_ray.experiment import Experiment, open_runtime
+from fl_ray.experiment import Experiment
 from fl_ray.recipes import apply_overrides, load_recipe, make_config
+from fl_ray.runtime.start import open_runtime
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from fl_ray import checkpoint
 from fl_ray.config import RunConfig
 from fl_ray.errors import OutputError, SettingError, TooFewClientsError
-from fl_ray.experiment import Experiment, open_runtime
+from fl_ray.experiment import Experiment
 from fl_ray.run_folder import HISTORY_COLUMNS, new_folder
 from fl_ray.runtime.local_training import lr_factor
+from fl_ray.runtime.start import open_runtime
 
 Run = Callable[..., tuple[Experiment, dict]]
 

@@ -10,7 +10,8 @@ import pytest
 
 from fl_ray.config import RunConfig
 from fl_ray.errors import SettingError
-from fl_ray.experiment import Experiment, open_runtime
+from fl_ray.experiment import Experiment
+from fl_ray.runtime.start import open_runtime
 from fl_ray.tracking import Tracker, prepare_store
 from tests.fl_ray.test_runs import StopAfter
 
