@@ -18,7 +18,15 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from fl_ray.config import TrainingConfig
-from fl_ray.runtime.local_training import Correction, Key, batches_of, loss_of, only_optimizer, scale_lr
+from fl_ray.runtime.local_training import (
+    Correction,
+    Key,
+    batches_of,
+    has_batch_norm,
+    loss_of,
+    only_optimizer,
+    scale_lr,
+)
 from lightning_modules.classifier import Classifier
 
 __all__ = ["BatchedClient", "BatchedTraining", "refusal"]
@@ -104,7 +112,8 @@ class BatchedTraining:
             parameters of each client, in the order of ``module.parameters()``, and each one's mean loss.
         """
         self.module.train()
-        plans = [batches_of(len(client.x), training.batch_size, epochs, client.key) for client in clients]
+        normalises = has_batch_norm(self.module)
+        plans = [batches_of(len(client.x), training.batch_size, epochs, client.key, normalises) for client in clients]
         order = sorted(range(len(clients)), key=lambda index: -len(plans[index]))  # who is done first comes last
         clients, plans = [clients[index] for index in order], [plans[index] for index in order]
         starts = [torch.stack(tensors) for tensors in zip(*(client.start for client in clients), strict=True)]
