@@ -96,6 +96,7 @@ class TrainingConfig:
         _require(self.batch_size >= 1, "training.batch_size", self.batch_size, "at least 1")
         _require(self.local_epochs >= 1, "training.local_epochs", self.local_epochs, "at least 1")
         _require(self.lr_step_rounds >= 1, "training.lr_step_rounds", self.lr_step_rounds, "at least 1")
+        _require(self.lr_gamma > 0, "training.lr_gamma", self.lr_gamma, "positive")
         _require(self.clip_norm is None or self.clip_norm > 0, "training.clip_norm", self.clip_norm, "positive")
 
 

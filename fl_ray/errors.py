@@ -42,7 +42,7 @@ class PlacementError(FlRayError, RuntimeError):
 
 
 class TooFewClientsError(FlRayError, RuntimeError):
-    """Fewer updates than ``runtime.min_clients`` came in, twice; the message says why clients were left out."""
+    """Fewer updates came in than the method needs, or, twice, than ``runtime.min_clients``."""
 
 
 class LostActorsError(FlRayError, RuntimeError):

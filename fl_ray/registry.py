@@ -28,6 +28,13 @@ REGISTRY: dict[str, dict[str, Entry]] = {
         "fedavg": Entry(
             "fl_ray.methods.fedavg:FedAvg", "size-weighted average of the clients' updates, FedOpt servers"
         ),
+        "fedprox": Entry("fl_ray.methods.fedprox:FedProx", "fedavg with a proximal term in every client's loss"),
+        "scaffold": Entry("fl_ray.methods.scaffold:Scaffold", "control variates against client drift (plain SGD)"),
+        "fednova": Entry("fl_ray.methods.fednova:FedNova", "updates normalised by each client's local steps (SGD)"),
+        "feddyn": Entry("fl_ray.methods.feddyn:FedDyn", "dynamic regularisation that aligns the clients' optima"),
+        "coordinate_median": Entry("fl_ray.methods.robust:CoordinateMedian", "the median of every coordinate"),
+        "trimmed_mean": Entry("fl_ray.methods.robust:TrimmedMean", "every coordinate's mean without its extremes"),
+        "krum": Entry("fl_ray.methods.robust:Krum", "the client nearest to its neighbours; multi-Krum"),
         "genfl": Entry(
             "fl_ray.methods.genfl:GenFL", "fedavg joined by a server-side model trained on synthetic images"
         ),

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from fl_ray.aggregation import ExactSum
+from fl_ray.aggregation import ExactSum, combine
 from fl_ray.config import FleetConfig
 from fl_ray.runtime.tasks import (
     ClientRecord,
@@ -70,6 +70,11 @@ class RoundResult:
     def left_out(self) -> list[ClientRecord]:
         """The clients that it does not."""
         return [record for record in self.records if record.left_out is not None]
+
+    def average(self) -> np.ndarray:
+        """Individual weights averaged by the included clients' shares, float32 [size]."""
+        total = sum(record.share for record in self.included)
+        return combine([(record.share / total, self.weights[record.client]) for record in self.included])
 
     @property
     def train_loss(self) -> float:

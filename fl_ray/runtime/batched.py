@@ -18,7 +18,15 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from fl_ray.config import TrainingConfig
-from fl_ray.runtime.local_training import Correction, Key, batches_of, loss_of, only_optimizer, scale_lr
+from fl_ray.runtime.local_training import (
+    Correction,
+    Key,
+    batches_of,
+    has_batch_norm,
+    loss_of,
+    only_optimizer,
+    scale_lr,
+)
 from lightning_modules.classifier import Classifier
 
 __all__ = ["BatchedClients", "BatchedTraining", "refusal"]
@@ -105,9 +113,10 @@ class BatchedTraining:
             parameters [clients, ...], in the order of ``module.parameters()``, and each client's mean loss.
         """
         self.module.train()
-        plans, first = [], 0
+        plans, first, normalises = [], 0, has_batch_norm(self.module)
         for size, key in zip(clients.sizes, clients.keys, strict=True):
-            plans.append([rows + first for rows in batches_of(size, training.batch_size, epochs, key)])
+            batches = batches_of(size, training.batch_size, epochs, key, normalises)
+            plans.append([rows + first for rows in batches])
             first += size
         order = sorted(range(len(plans)), key=lambda index: -len(plans[index]))  # who is done first comes last
         plans = [plans[index] for index in order]

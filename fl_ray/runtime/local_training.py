@@ -18,6 +18,7 @@ __all__ = [
     "Correction",
     "Key",
     "batches_of",
+    "count_batches",
     "has_batch_norm",
     "loss_of",
     "lr_factor",
@@ -112,6 +113,13 @@ def batches_of(samples: int, size: int, epochs: int, key: Key, normalises: bool 
             batches[-2:] = [torch.cat(batches[-2:])]
         found += batches
     return found
+
+
+def count_batches(samples: int, size: int, normalises: bool = False) -> int:
+    """How many batches an epoch of ``batches_of`` has."""
+    batches = -(-samples // size)
+    last = samples - (batches - 1) * size
+    return batches - 1 if normalises and batches > 1 and last == 1 else batches
 
 
 def has_batch_norm(module: nn.Module) -> bool:

@@ -112,7 +112,7 @@ class StopAfter:
     def stop(self) -> None: ...
 
 
-@pytest.mark.parametrize("method", ["fedavg", "genfl", "local_only"])
+@pytest.mark.parametrize("method", ["fedavg", "genfl", "local_only", "scaffold", "feddyn"])
 def test_a_resumed_run_equals_an_undisturbed_one_to_the_bit(
     run_small: Run, small: Callable[..., RunConfig], tmp_path: Path, method: str
 ) -> None:
