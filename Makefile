@@ -1,9 +1,9 @@
-# make demo | make test | make lint | make clean. PYTHON may name another interpreter (3.11 or newer).
+# make demo | make test | make test-faults | make lint | make clean. PYTHON may name another interpreter (3.11 or newer).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install install-test demo test lint clean
+.PHONY: install install-test demo test test-faults lint clean
 
 install: $(VENV)/.installed
 
@@ -25,6 +25,9 @@ demo: install
 
 test: install-test
 	$(BIN)/python -m pytest
+
+test-faults: install-test
+	$(BIN)/python -m pytest tests/faults
 
 lint: install-test
 	$(BIN)/ruff check .

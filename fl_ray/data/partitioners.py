@@ -377,10 +377,11 @@ class Resampled:
     """
 
     samples: int = 50
+    min_samples: int = 1
 
     def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise ValueError(f"samples is {self.samples}, but it must be at least 1")
+        if self.samples < max(1, self.min_samples):
+            raise ValueError(f"samples is {self.samples}, but it must be at least {max(1, self.min_samples)}")
 
     def rows(self, available: np.ndarray, clients: int, seed: int, test_fraction: float) -> tuple[Windows, Windows]:
         """Training and held-out rows of all clients, out of ``available``.

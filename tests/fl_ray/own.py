@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,13 @@ class FlatGenerator(Generator):
         return _FlatSampler(self, np.load(folder / "tones.npy"))
 
 
+class SlowGenerator(FlatGenerator):
+    """A generator that needs no training, and a tenth of a second for a block."""
+
+    def load(self, folder: Path, device: torch.device) -> Sampler:
+        return _SlowSampler(self, np.array([1, 4, 4, 100, 200]))
+
+
 class _FlatSampler(Sampler):
     def __init__(self, generator: FlatGenerator, stored: np.ndarray) -> None:
         self.generator, self.shape, self.tones = generator, stored[:3].astype(int), stored[3:]
@@ -121,3 +129,9 @@ class _FlatSampler(Sampler):
     def sample(self, block: Block) -> np.ndarray:
         tone = round(self.tones[block.label]) + self.generator.offset
         return np.full((self.generator.block_size, *self.shape), tone, dtype=np.uint8)
+
+
+class _SlowSampler(_FlatSampler):
+    def sample(self, block: Block) -> np.ndarray:
+        time.sleep(0.1)
+        return super().sample(block) + np.uint8(block.number)
