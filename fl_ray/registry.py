@@ -74,7 +74,16 @@ REGISTRY: dict[str, dict[str, Entry]] = {
         "exquisite_v1": Entry("lightning_modules.exquisite:ExquisiteNetV1", "ExquisiteNetV1 of TU Delft's GenFL"),
     },
     "sampling": {
-        "uniform": Entry("fl_ray.sampling:Uniform", "every client is equally likely to be chosen for a round"),
+        "uniform": Entry("fl_ray.sampling.uniform:Uniform", "every client is equally likely to be chosen for a round"),
+        "size_weighted": Entry(
+            "fl_ray.sampling.size_weighted:SizeWeighted", "probability by samples; updates count alike"
+        ),
+        "power_of_choice": Entry(
+            "fl_ray.sampling.power_of_choice:PowerOfChoice", "of d candidates, those with the highest loss"
+        ),
+        "oort": Entry(
+            "fl_ray.sampling.oort:Oort", "by utility (samples times loss), speed and time since the last choice"
+        ),
     },
     "update": {
         "clip": Entry("fl_ray.updates:NormClip", "scale an update down to an L2 norm"),

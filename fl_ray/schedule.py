@@ -84,7 +84,8 @@ class RoundPlan:
         cost = self.cost
         computed = np.clip((self.until_s - cost.t_down_s) / np.maximum(cost.t_cmp_s, 1e-300), 0, 1)
         sent = np.clip((self.until_s - cost.t_down_s - cost.t_cmp_s) / np.maximum(cost.t_up_s, 1e-300), 0, 1)
-        stopped = self.until_s < cost.latency_s
+        stopped = np.zeros(len(self.cohort), dtype=bool)
+        stopped[list(self.left_out)] = True  # not by comparing times: differences of virtual times are rounded
         computed, sent = np.where(stopped, computed, 1.0), np.where(stopped, sent, 1.0)
         energy = float((cost.e_cmp_j * computed).sum() + (cost.e_up_j * sent).sum())
         return energy, int((~stopped).sum())
@@ -94,12 +95,13 @@ class Schedule(ABC):
     """Plans the rounds of one run."""
 
     @abstractmethod
-    def plan(self, run: RunContext, method: Method, number: int, weights: np.ndarray) -> RoundPlan:
-        """The next round, from ``run.ledger.virtual_time_s`` on."""
+    def plan(self, run: RunContext, method: Method, number: int, weights: np.ndarray, attempt: int = 0) -> RoundPlan:
+        """The next round, from ``run.ledger.virtual_time_s`` on; the ledger's clock is moved where nobody is there yet.
 
-    @abstractmethod
-    def again(self, run: RunContext, plan: RoundPlan, number: int) -> RoundPlan:
-        """The same clients once more, after a round with too few updates; its time is in the ledger already."""
+        Args:
+            attempt: 1: too few updates came in, and the time that this took is in the ledger already. Synchronous
+                rounds choose as before, among those who are there now; asynchronous ones wait for the next updates.
+        """
 
     def state(self) -> dict[str, np.ndarray]:
         """What a checkpoint must hold."""
@@ -132,6 +134,11 @@ def _cost(run: RunContext, method: Method, cohort: np.ndarray, total_share: floa
     return round_cost(run.config.fleet, run.fleet, cohort, samples, epochs, down, up, total_share)
 
 
+def _without_samples(run: RunContext) -> np.ndarray:
+    """Clients that are not worth waiting for."""
+    return np.flatnonzero(run.data.partition.sizes == 0)
+
+
 def _stops(run: RunContext, cohort: np.ndarray, latency_s: np.ndarray, now_s: float, *key: int) -> np.ndarray:
     """Seconds after its start at which each client drops out or becomes unavailable; inf where it does not."""
     stops = np.full(len(cohort), np.inf)
@@ -145,23 +152,19 @@ def _stops(run: RunContext, cohort: np.ndarray, latency_s: np.ndarray, now_s: fl
     return stops
 
 
-_DROPPED = "it dropped out"
+_PATIENCE = 1000  # clients that may end per update that is waited for: windows may be too short for any to get through
+_DROPPED = "it dropped out or went away"
 _LATE = "it missed the deadline"
 
 
 class Synchronous(Schedule):
     """A round ends with its last client, or at the deadline."""
 
-    def plan(self, run: RunContext, method: Method, number: int, weights: np.ndarray) -> RoundPlan:
+    def plan(self, run: RunContext, method: Method, number: int, weights: np.ndarray, attempt: int = 0) -> RoundPlan:
         if run.fleet.availability is not None:  # wait until somebody is there
-            run.ledger.virtual_time_s = run.fleet.availability.next_s(run.ledger.virtual_time_s)
+            run.ledger.advance(run.fleet.availability.next_s(run.ledger.virtual_time_s, _without_samples(run)))
         cohort = method.cohort(run, number, weights)
-        return self._planned(run, cohort, _cost(run, method, cohort), number, 0)
-
-    def again(self, run: RunContext, plan: RoundPlan, number: int) -> RoundPlan:
-        return self._planned(run, plan.cohort, plan.cost, number, 1)
-
-    def _planned(self, run: RunContext, cohort: np.ndarray, cost: RoundCost, number: int, attempt: int) -> RoundPlan:
+        cost = _cost(run, method, cohort)
         clock, now = run.config.clock, run.ledger.virtual_time_s
         latency = cost.latency_s
         stops = _stops(run, cohort, latency, now, number, attempt)
@@ -197,6 +200,7 @@ class _Flight:
 class Asynchronous(Schedule):
     """FedBuff (Nguyen et al., arXiv 2106.06639): a fixed number of clients train at any time, the server steps when
     ``buffer_size`` updates have come in. The version that a client starts from is that of the moment it is chosen.
+    Clients without samples come back with nothing, which does not count; fewer clients train while fewer are there.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -210,30 +214,40 @@ class Asynchronous(Schedule):
         self._turns = 0
         self._versions: dict[int, tuple[np.ndarray, Any]] = {}  # weights and their handle, while somebody needs them
 
-    def plan(self, run: RunContext, method: Method, number: int, weights: np.ndarray) -> RoundPlan:
-        self._versions[number] = (weights, run.runtime.hold(weights))
-        now = run.ledger.virtual_time_s
-        while len(self._heap) < self._concurrency and self._launch(run, method, number, weights, now):
-            pass
+    def plan(self, run: RunContext, method: Method, number: int, weights: np.ndarray, attempt: int = 0) -> RoundPlan:
+        if number not in self._versions:
+            self._versions[number] = (weights, run.runtime.hold(weights))
+        now, sizes = run.ledger.virtual_time_s, run.data.partition.sizes
         landed: list[_Flight] = []
         arrived = 0
-        while arrived < self._clock.buffer_size:
-            if not self._heap:  # nobody was available: wait for the next who is
-                now = run.fleet.availability.next_s(now)
-                self._launch(run, method, number, weights, now)
+        # Who takes the place of the last to land starts in the next round, from the weights that it brings.
+        while arrived < self._clock.buffer_size and len(landed) < _PATIENCE * self._clock.buffer_size:
+            while len(self._heap) < self._concurrency and self._launch(run, method, number, weights, now):
+                pass
+            opens = self._opens(run, now)
+            if opens < (self._heap[0].at_s if self._heap else np.inf):
+                now = opens
                 continue
+            if not self._heap:
+                break
             flight = heapq.heappop(self._heap)
             now = flight.at_s
             landed.append(flight)
-            arrived += not flight.stopped
-            self._launch(run, method, number, weights, now)
+            arrived += not flight.stopped and sizes[flight.client] > 0
         plan = self._planned(run, method, landed, number, now)
         needed = {flight.version for flight in self._heap}
         self._versions = {version: held for version, held in self._versions.items() if version in needed}
         return plan
 
-    def again(self, run: RunContext, plan: RoundPlan, number: int) -> RoundPlan:
-        return replace(plan, ends_s=run.ledger.virtual_time_s)
+    def _opens(self, run: RunContext, now: float) -> float:
+        """When somebody comes who can take a free place; inf: there is none, or nobody comes (or the sampler refuses
+        who is there).
+        """
+        if run.fleet.availability is None or len(self._heap) >= self._concurrency:
+            return np.inf
+        flying = [flight.client for flight in self._heap]
+        opens = run.fleet.availability.next_s(now, np.union1d(flying, _without_samples(run)))
+        return opens if opens > now else np.inf
 
     def _launch(self, run: RunContext, method: Method, version: int, weights: np.ndarray, now: float) -> bool:
         flying = {flight.client for flight in self._heap}
@@ -255,8 +269,8 @@ class Asynchronous(Schedule):
         return self._concurrency * float(run.fleet.bandwidth_share.mean())
 
     def _planned(self, run: RunContext, method: Method, landed: list[_Flight], number: int, now: float) -> RoundPlan:
-        cohort = np.array([flight.client for flight in landed])
-        staleness = np.array([number - flight.version for flight in landed])
+        cohort = np.array([flight.client for flight in landed], dtype=np.int64)
+        staleness = np.array([number - flight.version for flight in landed], dtype=np.float64)
         return RoundPlan(
             cohort=cohort,
             cost=_cost(run, method, cohort, self._total_share(run)),

@@ -44,12 +44,13 @@ def rounds(run: RunContext, method: Method, weights: np.ndarray, done: int = 0) 
     config = run.config
     ended = time.perf_counter()
     for number in range(done, config.rounds):
-        virtual, plan = run.ledger.virtual_time_s, None
+        asked, plan = run.ledger.virtual_time_s, None
         with run.phases.phase("dispatch"):
             if method.trains_clients:
                 plan = run.schedule.plan(run, method, number, weights)
             # A server that trains alone may still ask a cohort for its label statistics.
             cohort = plan.cohort if plan is not None else method.cohort(run, number, weights)
+        virtual = run.ledger.virtual_time_s  # later, where the plan waited for clients
         method.before_training(run, number, weights, cohort)
         result = RoundResult(np.zeros(len(weights)), {}, [])
         if plan is not None:
@@ -63,6 +64,10 @@ def rounds(run: RunContext, method: Method, weights: np.ndarray, done: int = 0) 
         run.ledger.samples_trained += samples
         server_ends = virtual + server_time_s(run.config.fleet, run.fleet, samples)
         run.ledger.advance(max(server_ends, plan.ends_s if plan is not None else 0.0))
+        if config.runtime.emulate == "realtime":  # waiting for late, lost and absent clients takes wall time, too
+            with run.phases.phase("train"):
+                lasts = (run.ledger.virtual_time_s - asked) * config.runtime.time_scale
+                time.sleep(max(0.0, ended + lasts - time.perf_counter()))
         evaluation = None
         if (number + 1) % config.evaluate_every == 0 or number + 1 == config.rounds:
             with run.phases.phase("evaluate"):
@@ -94,7 +99,7 @@ def _train(
         return plan, result
     run.progress.message(f"round {number + 1} is repeated: {len(result.included)} of {wanted} updates came in")
     run.ledger.advance(plan.ends_s)
-    plan = run.schedule.again(run, plan, number)
+    plan = run.schedule.plan(run, method, number, weights, attempt=1)
     result = train_clients(run, method, number, weights, plan)
     _book(run, method, plan)
     if len(result.included) >= wanted:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -13,7 +14,8 @@ __all__ = ["Availability", "shifted_windows"]
 @dataclass(frozen=True)
 class Availability:
     """Windows of all devices in compact arrays: device i's are ``starts`` and ``ends`` from ``offsets[i]`` to
-    ``offsets[i + 1]``, ascending and disjoint, in seconds from 0 to its period ``period_s[i]``.
+    ``offsets[i + 1]``, ascending and with gaps between them, in seconds from 0 to its period ``period_s[i]``. A window
+    holds its start, not its end; one that ends with the period goes on where the next period begins with one.
     """
 
     starts: np.ndarray
@@ -23,17 +25,26 @@ class Availability:
 
     @classmethod
     def from_windows(cls, windows: Sequence[Sequence[tuple[float, float]]], period_s: np.ndarray) -> Availability:
-        """From each device's list of (start, end)."""
-        flat = np.array([window for own in windows for window in own], dtype=np.float64).reshape(-1, 2)
-        sizes = np.array([len(own) for own in windows])
+        """From each device's list of (start, end), in any order: empty ones are left out, overlapping ones joined."""
+        joined = [_joined(own) for own in windows]
+        flat = np.array([window for own in joined for window in own], dtype=np.float64).reshape(-1, 2)
+        sizes = np.array([len(own) for own in joined])
         return cls(flat[:, 0], flat[:, 1], np.concatenate([[0], np.cumsum(sizes)]), np.asarray(period_s, float))
 
+    def take(self, devices: np.ndarray) -> Availability:
+        """These devices' windows, in their order; a device may be taken several times."""
+        sizes = np.diff(self.offsets)[devices]
+        offsets = np.concatenate([[0], np.cumsum(sizes)])
+        rows = np.arange(offsets[-1]) + np.repeat(self.offsets[devices] - offsets[:-1], sizes)
+        return Availability(self.starts[rows], self.ends[rows], offsets, self.period_s[devices])
+
+    @cached_property
     def _owners(self) -> np.ndarray:
         return np.repeat(np.arange(len(self.period_s)), np.diff(self.offsets))
 
     def mask(self, at_s: float) -> np.ndarray:
         """Which devices are available at a virtual time; bool [devices]."""
-        owners = self._owners()
+        owners = self._owners
         phase = np.mod(at_s, self.period_s)[owners]
         open_ = (self.starts <= phase) & (phase < self.ends)
         return np.bincount(owners[open_], minlength=len(self.period_s)) > 0
@@ -55,14 +66,36 @@ class Availability:
             found[place] = np.inf if wraps and end >= period else at_s - phase + wraps * period + end
         return found
 
-    def next_s(self, at_s: float) -> float:
-        """The first virtual time from ``at_s`` on at which some device is available."""
-        if self.mask(at_s).any():
+    def next_s(self, at_s: float, excluded: np.ndarray | Sequence[int] = ()) -> float:
+        """The first virtual time from ``at_s`` on at which some device that is not excluded is available; inf: none
+        ever is.
+        """
+        others = np.ones(len(self.period_s), dtype=bool)
+        others[np.asarray(excluded, dtype=np.int64)] = False
+        if (self.mask(at_s) & others).any():
             return at_s
-        period = self.period_s[self._owners()]
+        mine = others[self._owners]
+        starts, period = self.starts[mine], self.period_s[self._owners[mine]]
+        if len(starts) == 0:
+            return np.inf
         phase = np.mod(at_s, period)
-        waits = np.where(self.starts >= phase, self.starts - phase, self.starts + period - phase)
-        return at_s + float(waits.min())
+        waits = np.where(starts >= phase, starts - phase, starts + period - phase)
+        found = at_s + float(waits.min())
+        while not (self.mask(found) & others).any():  # rounded down: a few steps at most
+            found = float(np.nextafter(found, np.inf))
+        return found
+
+
+def _joined(windows: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    joined: list[tuple[float, float]] = []
+    for start, end in sorted(windows):
+        if end <= start:
+            continue
+        if joined and start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+        else:
+            joined.append((start, end))
+    return joined
 
 
 def shifted_windows(devices: int, period_s: float, fraction: float, rng: np.random.Generator) -> Availability:

@@ -1,4 +1,4 @@
-"""A fleet: every client's device, drawn from the tiers of ``fleet``."""
+"""A fleet: every client's device, drawn from the tiers of ``fleet``, and from measured devices with ``fleet.trace``."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fl_ray.config import FleetConfig, Range, TierConfig
+from fl_ray.config import FleetConfig, Range, TierConfig, TraceConfig
 from fl_ray.devices.availability import Availability, shifted_windows
+from fl_ray.devices.traces import assign, read_availability, read_capacity
+from fl_ray.errors import SettingError
 from fl_ray.randomness import numpy_generator
 
 __all__ = ["Fleet", "draw_fleet", "path_gain"]
@@ -42,7 +44,11 @@ def path_gain(distance_m: np.ndarray, shadowing_db: np.ndarray) -> np.ndarray:
 
 
 def draw_fleet(config: FleetConfig, clients: int, seed: int) -> Fleet:
-    """Draw ``clients`` devices by the key (seed, "fleet"); tier sizes follow ``fraction`` by largest remainders."""
+    """Draw ``clients`` devices by the key (seed, "fleet"); tier sizes follow ``fraction`` by largest remainders.
+
+    Raises:
+        SettingError: a file of ``fleet.trace`` can't be used.
+    """
     rng = numpy_generator(seed, "fleet")
     shares = np.array([tier.fraction for tier in config.tiers])
     ideal = shares / shares.sum() * clients
@@ -60,6 +66,27 @@ def draw_fleet(config: FleetConfig, clients: int, seed: int) -> Fleet:
         windows = config.availability
         rng = numpy_generator(seed, "availability")
         fleet = replace(fleet, availability=shifted_windows(clients, windows.period_s, windows.fraction, rng))
+    return fleet if config.trace is None else _traced(fleet, config.trace, clients, seed)
+
+
+def _traced(fleet: Fleet, trace: TraceConfig, clients: int, seed: int) -> Fleet:
+    """With measured times in place of the tiers'. Energy stays the model's, at the drawn frequency and power: the
+    cycles are those that take the measured time at this frequency, and the radio sends for as long as measured.
+    """
+    if trace.capacity is not None:
+        seconds, rates = read_capacity(trace.capacity)
+        chosen = assign(len(seconds), clients, numpy_generator(seed, "trace/capacity"))
+        cycles = seconds[chosen] * trace.training_factor * fleet.frequency_hz
+        fleet = replace(fleet, cycles_per_sample=cycles, rate_bps=rates[chosen])
+    if trace.availability is not None:
+        found = read_availability(trace.availability)
+        chosen = assign(len(found.period_s), clients, numpy_generator(seed, "trace/availability"))
+        fleet = replace(fleet, availability=found.take(chosen))
+        if len(fleet.availability.starts) == 0:
+            raise SettingError(
+                f"fleet.trace.availability {trace.availability}: no device of this run is ever available; active must "
+                "be before inactive"
+            )
     return fleet
 
 

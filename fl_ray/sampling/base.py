@@ -1,4 +1,4 @@
-"""Which clients take part in a round."""
+"""What a sampler is, and what samplers share."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fl_ray.randomness import numpy_generator
-
 if TYPE_CHECKING:
     from fl_ray.context import RunContext
     from fl_ray.runtime.base import RoundResult
     from fl_ray.schedule import RoundPlan
 
-__all__ = ["ClientSampler", "Uniform", "candidates"]
+__all__ = ["ClientSampler", "candidates", "weighted_draw"]
 
 
 def candidates(run: RunContext, excluded: Collection[int] = ()) -> np.ndarray | None:
@@ -26,6 +24,19 @@ def candidates(run: RunContext, excluded: Collection[int] = ()) -> np.ndarray | 
     chosen = np.ones(run.config.data.clients, dtype=bool) if available is None else available.copy()
     chosen[list(excluded)] = False
     return np.flatnonzero(chosen)
+
+
+def weighted_draw(rng: np.random.Generator, weights: np.ndarray, size: int) -> np.ndarray:
+    """Up to ``size`` different places, ascending, drawn one after another with probability by ``weights`` [n].
+
+    Places of weight 0 are never drawn. The first to ring of exponential clocks with these rates has this distribution
+    (Efraimidis and Spirakis 2006), at one draw per place, so a million cost milliseconds.
+    """
+    positive = np.flatnonzero(weights > 0)
+    if size >= len(positive):
+        return positive
+    rings = rng.standard_exponential(len(positive)) / weights[positive]
+    return np.sort(positive[np.argpartition(rings, size)[:size]])
 
 
 class ClientSampler(ABC):
@@ -53,21 +64,8 @@ class ClientSampler(ABC):
         """What a round showed of its clients."""
 
     def state(self) -> dict[str, np.ndarray]:
-        """What a checkpoint must hold."""
+        """What a checkpoint must hold; arrays that later rounds don't write to."""
         return {}
 
     def load_state(self, state: dict[str, np.ndarray]) -> None:
         """Take back what ``state`` gave."""
-
-
-class Uniform(ClientSampler):
-    """Without replacement, everybody equally likely."""
-
-    def choose(
-        self, run: RunContext, turn: int, size: int, weights: np.ndarray, excluded: Collection[int] = ()
-    ) -> np.ndarray:
-        rng = numpy_generator(run.config.seed, "cohort", turn)
-        among = candidates(run, excluded)
-        if among is None:  # without a list of a million numbers
-            return np.sort(rng.choice(run.config.data.clients, size, replace=False, shuffle=False))
-        return np.sort(rng.choice(among, min(size, len(among)), replace=False, shuffle=False))
