@@ -18,7 +18,7 @@ from fl_ray.config import RunConfig
 from fl_ray.devices.cost import RoundCost, round_cost
 from fl_ray.errors import SettingError
 from fl_ray.randomness import numpy_generator
-from fl_ray.runtime.tasks import Task
+from fl_ray.runtime.tasks import LeftOut, Task
 
 if TYPE_CHECKING:
     from fl_ray.context import RunContext
@@ -46,7 +46,7 @@ class RoundPlan:
     cohort: np.ndarray
     cost: RoundCost
     until_s: np.ndarray
-    left_out: dict[int, str]
+    left_out: dict[int, LeftOut]
     weight: np.ndarray
     scale: np.ndarray
     ends_s: float
@@ -145,8 +145,8 @@ def _stops(run: RunContext, cohort: np.ndarray, latency_s: np.ndarray, now_s: fl
     return stops
 
 
-_DROPPED = "it dropped out"
-_LATE = "it missed the deadline"
+_DROPPED = LeftOut("dropped_out", "it dropped out")
+_LATE = LeftOut("late", "it missed the deadline")
 
 
 class Synchronous(Schedule):

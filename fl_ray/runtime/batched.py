@@ -49,6 +49,8 @@ def refusal(module: pl.LightningModule) -> str | None:
         name = type(part).__name__
         if isinstance(part, nn.modules.batchnorm._NormBase) and part.track_running_stats:
             return f"{name} keeps running statistics"
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            return f"{name} can't train on a batch of one sample"
         if isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0:
             return f"{name} draws random numbers"
     if not all(parameter.requires_grad for parameter in module.parameters()):
