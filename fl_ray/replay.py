@@ -132,7 +132,7 @@ def _start_of(context: RunContext, method: Method, weights: np.ndarray, number: 
         weights, row = report.weights, report.row
         context.progress.steps("round", row["round"], number - 1)
         then = told.get(row["round"])
-        if then is not None and any(repr(row[column]) != repr(then[column]) for column in _COMPARED):
+        if then is not None and any(repr(float(row[column])) != repr(float(then[column])) for column in _COMPARED):
             context.progress.message(
                 f"round {row['round']} came out otherwise than in the run (history.csv), as after an error that passed "
                 "or on another kind of processor; what follows may differ, too"

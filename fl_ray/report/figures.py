@@ -122,8 +122,7 @@ def client_accuracy_figure(tests: Mapping[str, Sequence[Sequence[float]]]) -> Fi
     axis.set_xlabel("accuracy on the client's own held-out images")
     axis.set_ylabel("share of clients")
     axis.grid(alpha=0.25)
-    if len(tests) > 1:
-        figure.legend(loc="outside lower center", ncols=min(len(tests), 4))
+    figure.legend(loc="outside lower center", ncols=min(len(tests), 4))
     return figure
 
 

@@ -98,8 +98,12 @@ def test_what_methods_add_to_gradients_is_added_in_both() -> None:
 def test_grouping_and_order_change_no_bit(model: str, training: dict) -> None:
     made = host(model, **training)
     start = start_of(made)
-    if made.resolve_path("auto", range(len(SIZES)), start)[1].startswith("on this processor"):
-        pytest.skip("this processor is one that the path is refused on")
+    try:
+        made.resolve_path("batched", range(len(SIZES)), start)
+    except SettingError as error:  # a promise that is not given need not be kept
+        if "on this processor its result depends on who is computed together" not in str(error):
+            raise
+        pytest.skip(str(error))
     tasks = [Task(client, size / sum(SIZES)) for client, size in enumerate(SIZES)]
     groupings = (
         [tasks],
@@ -141,7 +145,7 @@ class Peeking(Hooked):
     """Python that looks at the data, and an error without a text."""
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        if torch._C._functorch.is_batchedtensor(batch[1]):
+        if torch._C._functorch.is_functorch_wrapped_tensor(batch[1]):
             raise ValueError
         return super().training_step(batch, batch_idx)
 
@@ -189,7 +193,7 @@ def test_a_refused_module_refuses_the_run(run_small: Run, tmp_path: Path) -> Non
 
 
 def test_the_path_is_chosen_where_the_first_clients_have_no_samples(small: Callable, tmp_path: Path) -> None:
-    settings = {"data__partition": {"name": "dirichlet", "alpha": 0.001, "min_samples": 0}, "data__clients": 400}
-    found = run(small(**settings, clients_per_round=400, rounds=1, runtime__training_path="batched"), tmp_path / "run")
+    settings = {"data__partition": {"name": "dirichlet", "alpha": 0.001, "min_samples": 0}, "data__clients": 350}
+    found = run(small(**settings, clients_per_round=350, rounds=1, runtime__training_path="batched"), tmp_path / "run")
     assert not found.data.partition.sizes[:16].any()  # what is tried here
     assert found.folder.history()[0]["clients"] == (found.data.partition.sizes > 0).sum()
