@@ -114,7 +114,7 @@ def client_accuracy_figure(tests: Mapping[str, Sequence[Sequence[float]]]) -> Fi
         pooled = np.sort(np.concatenate([np.asarray(seed, dtype=float) for seed in seeds]))
         shares = np.arange(1, len(pooled) + 1) / len(pooled)
         color = f"C{number % 10}"
-        axis.step(np.append(pooled, 1.0), np.append(shares, 1.0), where="post", color=color, label=name)
+        axis.step([0, *pooled, 1], [0, *shares, 1], where="post", color=color, label=name)
         axis.plot(float(np.mean([worst_decile(seed) for seed in seeds])), 0.1, "o", color=color, markersize=5)
     axis.axhline(0.1, color="0.5", linestyle="--", linewidth=0.8)
     axis.set_xlim(0, 1)
