@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file each, whole or not there; the last two are kept."""
+"""Checkpoints: one safetensors file each, whole or not there."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fl_ray.runtime.tasks import TrainingPath
 __all__ = ["Checkpoint", "latest", "save"]
 
 _KEPT = 2
-_HEADER = ("rounds_done", "ledger", "left_out", "phases", "wall_s", "path", "notes")
+_HEADER = ("rounds_done", "ledger", "faults", "phases", "wall_s", "path", "notes")
 
 
 @dataclass
@@ -27,6 +27,7 @@ class Checkpoint:
 
     Attributes:
         state: arrays by part of the run (method, sampler, schedule, best) and name.
+        faults: how many updates were left out, by kind; and how many clients were trained again.
         path: how clients are trained.
         notes: what else belongs to the run: the tracker's run, the generator's cache keys.
     """
@@ -35,7 +36,7 @@ class Checkpoint:
     weights: np.ndarray
     state: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     ledger: dict[str, Any] = field(default_factory=dict)
-    left_out: int = 0
+    faults: dict[str, int] = field(default_factory=dict)
     phases: dict[str, float] = field(default_factory=dict)
     wall_s: float = 0.0
     path: TrainingPath = "plain"
@@ -46,8 +47,8 @@ def _files(folder: Path) -> list[Path]:
     return sorted(folder.glob("round_*.safetensors"), reverse=True)
 
 
-def save(folder: Path, state: Checkpoint) -> None:
-    """Write a checkpoint and remove all but the last two."""
+def save(folder: Path, state: Checkpoint, kept: int = _KEPT) -> None:
+    """Write a checkpoint and remove all but the last few."""
     folder.mkdir(exist_ok=True)
     tensors = {"weights": state.weights}
     for part, arrays in state.state.items():
@@ -61,7 +62,7 @@ def save(folder: Path, state: Checkpoint) -> None:
     with draft.open("rb") as stream:
         os.fsync(stream.fileno())
     draft.replace(path)
-    for old in _files(folder)[_KEPT:]:
+    for old in _files(folder)[kept:]:
         old.unlink()
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``fl-ray run | compare | partition | report | list``.
+"""The command line: ``fl-ray run | compare | replay | partition | report | list``.
 
 Heavy packages are imported by the commands, so that ``--help`` answers at once.
 """
@@ -28,6 +28,7 @@ _SETTINGS = (
     "--data.partition.alpha 0.1; --print_config shows all of them and stops. --debug shows an error's traceback."
 )
 _OPTIONS = ("--output", "--resume", "--seeds", "--help", "--version")
+_REPLAY = ("--round", "--client")  # options of that command alone: --round elsewhere means --rounds
 _FLAGS = ("--debug", "--print_config")  # taken anywhere; jsonargparse keeps the name of the second for itself
 
 
@@ -53,6 +54,10 @@ def _parser() -> Any:
     compare.add_argument("recipes", nargs="+", type=str, help="YAML files")
     compare.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
     compare.add_argument("--output", type=str, default=None, metavar="DIR", help="goes on with what is there")
+    replay = command("replay", "train one client of a run's round again, and show what happened")
+    replay.add_argument("folder", type=str, metavar="DIR", help="a run; nothing is written into it")
+    replay.add_argument("--round", type=int, required=True, metavar="R", help="counted from 1, as in history.csv")
+    replay.add_argument("--client", type=int, required=True, metavar="C", help="counted from 0, as in messages")
     partition = command("partition", "show who owns what, as a table and a figure", _SETTINGS)
     partition.add_argument("recipe", type=str, help="YAML file")
     partition.add_argument("--output", type=str, default=None, metavar="DIR", help="where the figure goes")
@@ -69,6 +74,7 @@ def _split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
 
     from fl_ray.recipes import TOP_LEVEL
 
+    options = _OPTIONS + (_REPLAY if arguments[:1] == ["replay"] else ())
     kept: list[str] = []
     overrides: dict[str, Any] = {}
     words = iter(arguments)
@@ -80,10 +86,10 @@ def _split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
 
                 raise SettingError(f"--{key}: unknown setting.{nearest(key.split('.')[0], TOP_LEVEL)}")
             option = word.split("=")[0]
-            if option.startswith("--") and option not in _OPTIONS:
+            if option.startswith("--") and option not in options:
                 from fl_ray.registry import nearest
 
-                known = [*TOP_LEVEL, *(name[2:] for name in _OPTIONS)]
+                known = [*TOP_LEVEL, *(name[2:] for name in options)]
                 raise SettingError(f"{option}: unknown option or setting.{nearest(key, known)}")
             kept.append(word)
             continue
@@ -268,6 +274,27 @@ def _report(options: Any, overrides: dict[str, Any]) -> int:
     return _report_comparison(output, folders)
 
 
+def _replay(options: Any, overrides: dict[str, Any]) -> int:
+    import traceback
+
+    from fl_ray.progress import Progress
+    from fl_ray.replay import replay
+
+    if overrides:
+        raise SettingError(
+            f"replay takes the settings in {options.folder}/config.yaml; leave --{min(overrides)} out, or use fl-ray "
+            f"run {options.folder}/config.yaml with it"
+        )
+    failed = False
+    for found in replay(Path(options.folder), options.round, options.client, Progress()):
+        title = f"client {found.client} in round {found.round}"
+        _print_table(["", "value"], [[name, value] for name, value in found.facts().items()], title)
+        if found.error is not None:
+            traceback.print_exception(found.error)
+        failed |= found.failed
+    return 1 if failed else 0
+
+
 def _partition(options: Any, overrides: dict[str, Any]) -> int:
     import numpy as np
 
@@ -312,4 +339,11 @@ def _list(options: Any, overrides: dict[str, Any]) -> int:
     return 0
 
 
-_COMMANDS = {"run": _run, "compare": _compare, "partition": _partition, "report": _report, "list": _list}
+_COMMANDS = {
+    "run": _run,
+    "compare": _compare,
+    "replay": _replay,
+    "partition": _partition,
+    "report": _report,
+    "list": _list,
+}

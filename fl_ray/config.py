@@ -320,7 +320,7 @@ class StoppingConfig:
 
     patience: int = 0
     min_delta: float = 0.0
-    """A rise of less does not count."""
+    """Only a rise of more counts."""
 
     def __post_init__(self) -> None:
         _require(self.patience >= 0, "early_stopping.patience", self.patience, "at least 0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from fl_ray.data.parts import FederatedData
 from fl_ray.devices.cost import Ledger
 from fl_ray.devices.fleet import Fleet
 from fl_ray.progress import Progress
+from fl_ray.run_folder import RunFolder
 from fl_ray.runtime.base import Phases, Runtime
 from fl_ray.runtime.tasks import TrainingPath
 from fl_ray.sampling import ClientSampler
@@ -27,11 +29,13 @@ class RunContext:
 
     Attributes:
         is_parameter: bool [size]; which entries of the flat weights are trained parameters, not buffers.
+        folder: what the run leaves behind; not to be written by methods.
         sampler: chooses the clients of a round.
         schedule: says which of them come through, and when.
         upload_bytes: one client's update on its uplink, after the recipe's ``updates``.
         path: how clients are trained.
         synthesis: images of the recipe's generator; None where the recipe has none.
+        faults: updates left out, by ``LeftOut.kind``; as ``retried``, clients that raised once and then trained.
         notes: what a method wants in summary.json.
         clock_s: the virtual time of a choice of clients, where it is not that of the ledger.
     """
@@ -41,6 +45,7 @@ class RunContext:
     fleet: Fleet
     runtime: Runtime
     is_parameter: np.ndarray
+    folder: RunFolder
     progress: Progress
     sampler: ClientSampler
     schedule: Schedule
@@ -49,6 +54,7 @@ class RunContext:
     synthesis: Synthesis | None = None
     ledger: Ledger = field(default_factory=Ledger)
     phases: Phases = field(default_factory=Phases)
+    faults: Counter[str] = field(default_factory=Counter)
     notes: dict[str, Any] = field(default_factory=dict)
     clock_s: float | None = None
 

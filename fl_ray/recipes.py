@@ -92,20 +92,28 @@ def apply_overrides(recipe: Mapping[str, Any], overrides: Mapping[str, Any]) -> 
                 raise SettingError(f"--{key}: {inner} is {section!r}, which has no settings inside")
         if isinstance(section, list):
             raise SettingError(f"--{key}: give the whole list, or a setting of an item, as fleet.tiers.0.cpus")
-        if last == "name" and path and path[-1] in INJECTED and section.get("name") not in (None, flat[key]):
-            for old in set(section) - _own_keys(path[-1]):
+        kind = "update" if path[:1] == ["updates"] else path[-1] if path else ""
+        if last == "name" and kind in INJECTED and section.get("name") not in (None, flat[key]):
+            for old in set(section) - _own_keys(kind):
                 del section[old]
         section[last] = flat[key]
     return result
 
 
 def _inside(section: Any, part: str) -> Any:
-    """What ``part`` names in a mapping (made if it is not there) or, by number, in a list."""
+    """What ``part`` names in a mapping (made if it is not there) or, by number, in a list. A component that
+    stands there as its name alone becomes a mapping.
+    """
+    place: Any = part
     if isinstance(section, list):
-        return section[int(part)] if part.isdigit() and int(part) < len(section) else None
-    if section.get(part) is None:
+        if not (part.isdigit() and int(part) < len(section)):
+            return None
+        place = int(part)
+    elif section.get(part) is None:
         section[part] = {}
-    return section[part]
+    if isinstance(section[place], str) and (isinstance(section, list) or part in INJECTED):
+        section[place] = {"name": section[place]}
+    return section[place]
 
 
 def _own_keys(kind: str) -> set[str]:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,11 @@ class RunFolder:
         """After which rounds the clients were tested."""
         return {row["round"] for row in self.clients()}
 
+    def last_client_test(self) -> list[dict[str, Any]]:
+        """The rows of the clients' last test; empty where there was none."""
+        rows = self.clients()
+        return [row for row in rows if row["round"] == rows[-1]["round"]]
+
     def timeline(self) -> list[dict[str, Any]]:
         """The device timeline of the first rounds; empty where there is none."""
         path = self / "timeline.json"
@@ -177,6 +183,10 @@ class RunFolder:
         """summary.json, or None where there is none."""
         path = self / "summary.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def replay_command(self, round_number: int, client: int) -> str:
+        """What shows a client's training of a round (counted from 1) once more, with the traceback of its error."""
+        return f"fl-ray replay {shlex.quote(str(self.path))} --round {round_number} --client {client}"
 
     def finished(self) -> bool:
         """Whether the run came to its end."""

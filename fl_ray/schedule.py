@@ -18,7 +18,7 @@ from fl_ray.config import RunConfig
 from fl_ray.devices.cost import RoundCost, round_cost
 from fl_ray.errors import SettingError
 from fl_ray.randomness import numpy_generator
-from fl_ray.runtime.tasks import Task
+from fl_ray.runtime.tasks import LeftOut, Task
 
 if TYPE_CHECKING:
     from fl_ray.context import RunContext
@@ -46,7 +46,7 @@ class RoundPlan:
     cohort: np.ndarray
     cost: RoundCost
     until_s: np.ndarray
-    left_out: dict[int, str]
+    left_out: dict[int, LeftOut]
     weight: np.ndarray
     scale: np.ndarray
     ends_s: float
@@ -153,8 +153,8 @@ def _stops(run: RunContext, cohort: np.ndarray, latency_s: np.ndarray, now_s: fl
 
 
 _PATIENCE = 1000  # clients that may end per update that is waited for: windows may be too short for any to get through
-_DROPPED = "it dropped out or went away"
-_LATE = "it missed the deadline"
+_DROPPED = LeftOut("dropped_out", "it dropped out or went away")
+_LATE = LeftOut("late", "it missed the deadline")
 
 
 class Synchronous(Schedule):

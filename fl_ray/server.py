@@ -18,9 +18,10 @@ from fl_ray.runtime.base import RoundResult
 from fl_ray.runtime.tasks import ClientRecord, RoundSettings
 from fl_ray.schedule import RoundPlan
 
-__all__ = ["RoundReport", "checkpoint_of", "rounds", "train_clients"]
+__all__ = ["REPLAYED", "RoundReport", "checkpoint_of", "rounds", "train_clients"]
 
 _TOLD = 3  # reasons that an error names
+REPLAYED = ("raised", "not_finite")  # faults of the training itself, that a replay shows
 
 
 @dataclass
@@ -94,21 +95,23 @@ def _train(
     """Train the planned clients; once more where too few updates come in. What it costs is booked, twice if need be."""
     wanted = run.config.runtime.min_clients
     result = train_clients(run, method, number, weights, plan)
-    _book(run, method, plan)
+    _book(run, method, plan, result)
     if len(result.included) >= wanted:
         return plan, result
     run.progress.message(f"round {number + 1} is repeated: {len(result.included)} of {wanted} updates came in")
     run.ledger.advance(plan.ends_s)
     plan = run.schedule.plan(run, method, number, weights, attempt=1)
     result = train_clients(run, method, number, weights, plan)
-    _book(run, method, plan)
+    _book(run, method, plan, result)
     if len(result.included) >= wanted:
         return plan, result
     reasons = [f"client {record.client}: {record.left_out}" for record in result.left_out]
+    shown = next((record.client for record in result.left_out if record.left_out.kind in REPLAYED), None)
     raise TooFewClientsError(
         f"round {number + 1}: {len(result.included)} updates came in, twice, but runtime.min_clients is {wanted}. "
         + "; ".join(reasons[:_TOLD])
         + (f"; and {len(reasons) - _TOLD} more" if len(reasons) > _TOLD else "")
+        + (f". See what happened: {run.folder.replay_command(number + 1, shown)}" if shown is not None else "")
     )
 
 
@@ -130,8 +133,10 @@ def train_clients(run: RunContext, method: Method, number: int, weights: np.ndar
     return replace(result, records=sorted(result.records + missing, key=lambda record: record.client))
 
 
-def _book(run: RunContext, method: Method, plan: RoundPlan) -> None:
-    """Energy, bytes and samples of a round's clients."""
+def _book(run: RunContext, method: Method, plan: RoundPlan, result: RoundResult) -> None:
+    """Energy, bytes, samples and faults of a round's clients."""
+    run.faults.update(record.left_out.kind for record in result.left_out)
+    run.faults["retried"] += sum(record.raised is not None for record in result.included)
     down, up = method.link_bytes(run)
     energy, sent = plan.spent()
     done = plan.cohort[plan.arrived]
@@ -139,8 +144,8 @@ def _book(run: RunContext, method: Method, plan: RoundPlan) -> None:
     run.ledger.advance(run.ledger.virtual_time_s, energy, sent * up, len(plan.cohort) * down)
 
 
-def checkpoint_of(report: RoundReport, run: RunContext, method: Method, left_out: int, wall_s: float) -> Checkpoint:
+def checkpoint_of(report: RoundReport, run: RunContext, method: Method, wall_s: float) -> Checkpoint:
     """What resuming after this round needs."""
     state = {"method": method.state(), "sampler": run.sampler.state(), "schedule": run.schedule.state()}
     ledger, phases = run.ledger.state(), dict(run.phases.seconds)
-    return Checkpoint(report.row["round"], report.weights, state, ledger, left_out, phases, wall_s, run.path)
+    return Checkpoint(report.row["round"], report.weights, state, ledger, dict(run.faults), phases, wall_s, run.path)

@@ -28,7 +28,7 @@ class BestModel:
             return
         if accuracy > self.accuracy:
             self.round, self.accuracy, self.weights = round_number, accuracy, weights
-        if accuracy > self._marked + self._config.min_delta or self._marked == float("-inf"):
+        if accuracy > self._marked + self._config.min_delta:
             self._marked, self._since = accuracy, 0
         else:
             self._since += 1

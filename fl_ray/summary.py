@@ -7,8 +7,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["aggregate", "outcome", "spread_text", "target_key"]
+__all__ = ["CLIENT_COLUMNS", "aggregate", "outcome", "spread_text", "target_key", "worst_decile"]
 
+CLIENT_COLUMNS = {"client_accuracy": "mean", "client_accuracy_worst_decile": "worst_decile"}
 _REACHED = (("rounds", "round"), ("virtual_time_s", "virtual_time_s"), ("energy_j", "energy_j"))
 
 
@@ -36,6 +37,11 @@ def outcome(history: Sequence[Mapping[str, Any]], targets: Sequence[float]) -> d
         "bytes_up": last["bytes_up"] if last else 0,
         "bytes_down": last["bytes_down"] if last else 0,
     }
+
+
+def worst_decile(accuracies: Sequence[float]) -> float:
+    """Mean over the tenth of the clients (at least one) that are worst off."""
+    return statistics.fmean(sorted(accuracies)[: max(1, len(accuracies) // 10)])
 
 
 def _mean_std(values: Sequence[float]) -> tuple[float | None, float | None]:
@@ -69,6 +75,10 @@ def aggregate(label: str, summaries: Sequence[Mapping[str, Any]], targets: Seque
     for name in plain:
         values = [summary[name] for summary in summaries if summary[name] is not None]
         row[f"{name}_mean"], row[f"{name}_std"] = _mean_std(values)
+    for name, key in CLIENT_COLUMNS.items():
+        tested = [summary["client_accuracy"][key] for summary in summaries if summary.get("client_accuracy")]
+        if tested:
+            row[f"{name}_mean"], row[f"{name}_std"] = _mean_std(tested)
     for target in targets:
         key = target_key(target)
         hits = [summary["targets"][key] for summary in summaries if summary["targets"].get(key) is not None]

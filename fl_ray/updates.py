@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,15 +23,19 @@ __all__ = ["Message", "NormClip", "Quantise", "TopK", "UpdateChain", "UpdateProc
 
 @dataclass(frozen=True)
 class Message:
-    """What an update takes on a link: ``values`` numbers of ``bits`` bits, and ``extra_bytes`` beside them."""
+    """What an update takes on a link: ``values`` of its ``entries``, of ``bits`` bits each (with their 4-byte indices,
+    unless all are sent), and ``extra_bytes`` beside them.
+    """
 
+    entries: int
     values: int
     bits: int = 32
     extra_bytes: int = 0
 
     @property
     def size_bytes(self) -> int:
-        return math.ceil(self.values * self.bits / 8) + self.extra_bytes
+        indices = 4 * self.values if self.values < self.entries else 0
+        return math.ceil(self.values * self.bits / 8) + indices + self.extra_bytes
 
 
 class UpdateProcessor(ABC):
@@ -80,7 +84,7 @@ class Quantise(UpdateProcessor):
         return torch.where(update == 0, update, rounded)
 
     def message(self, before: Message) -> Message:
-        return Message(before.values, self.bits, before.extra_bytes + 8)
+        return replace(before, bits=self.bits, extra_bytes=before.extra_bytes + 8)
 
 
 class TopK(UpdateProcessor):
@@ -105,8 +109,7 @@ class TopK(UpdateProcessor):
         return sparse
 
     def message(self, before: Message) -> Message:
-        kept = self._kept(before.values)
-        return Message(kept, before.bits, before.extra_bytes + 4 * kept)
+        return replace(before, values=min(before.values, self._kept(before.entries)))
 
 
 class UpdateChain:
@@ -137,7 +140,7 @@ class UpdateChain:
     def upload_bytes(self) -> int:
         """Bytes of one client's update on its uplink."""
         parameters = int(self._parameters.sum())
-        message = Message(parameters)
+        message = Message(parameters, parameters)
         for link in self._links:
             message = link.message(message)
         return message.size_bytes + 4 * (len(self._parameters) - parameters)

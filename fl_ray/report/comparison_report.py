@@ -10,9 +10,9 @@ from fl_ray.comparison import rows_of_runs, write_comparison_csv
 from fl_ray.errors import OutputError
 from fl_ray.report import page as html
 from fl_ray.report.figures import accuracy_figure, save_svg
-from fl_ray.report.run_report import partition_section, samples_section
+from fl_ray.report.run_report import clients_section, partition_section, samples_section
 from fl_ray.run_folder import RunFolder
-from fl_ray.summary import spread_text, target_key
+from fl_ray.summary import CLIENT_COLUMNS, spread_text, target_key
 
 __all__ = ["comparison_report", "comparison_table"]
 
@@ -23,6 +23,8 @@ def comparison_table(rows: Sequence[dict[str, Any]], targets: Sequence[float], b
     """Columns and cells as a reader wants them; ``brief`` leaves out what is too wide for a terminal."""
     several = len({row["partitions"] for row in rows}) > 1
     columns = ["run", "seeds", "final accuracy [%]", "best [%]"]
+    tested = any(f"{name}_mean" in row for row in rows for name in CLIENT_COLUMNS)
+    columns += ["own tests of clients [%]", "their worst tenth [%]"] if tested else []
     for target in targets:
         percent = f"{target:.0%}"
         columns.append(f"rounds to {percent}")
@@ -33,6 +35,7 @@ def comparison_table(rows: Sequence[dict[str, Any]], targets: Sequence[float], b
     for row in rows:
         line = [row["label"], str(row["runs"])]
         line += [spread_text(row, "final_accuracy", 2, 100), spread_text(row, "best_accuracy", 2, 100)]
+        line += [spread_text(row, name, 2, 100) for name in CLIENT_COLUMNS] if tested else []
         for target in targets:
             key = target_key(target)
             hits = row[f"reached_{key}"]
@@ -77,6 +80,7 @@ def comparison_report(output: Path, folders: Sequence[RunFolder]) -> Table:
         html.section(
             "Accuracy", html.figure(curves, "Test accuracy; shaded: one standard deviation. Dashed: the targets.")
         ),
+        clients_section(output, by_label),
         partition_section(first),
         samples_section(with_images) if with_images is not None else "",
         _links(output, by_label),

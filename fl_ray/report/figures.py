@@ -12,7 +12,16 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-__all__ = ["accuracy_figure", "partition_figure", "samples_png", "save_svg", "timeline_figure"]
+from fl_ray.summary import worst_decile
+
+__all__ = [
+    "accuracy_figure",
+    "client_accuracy_figure",
+    "partition_figure",
+    "samples_png",
+    "save_svg",
+    "timeline_figure",
+]
 
 mpl.use("Agg")
 _STYLE = {
@@ -91,6 +100,30 @@ def _mean_curve(
     values, places = values[:, shown], places[:, shown]
     spread = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
     return places.mean(axis=0), values.mean(axis=0), spread
+
+
+def client_accuracy_figure(tests: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
+    """How the accuracy is spread over clients: the share of clients that have at most so much.
+
+    Args:
+        tests: every client's accuracy by label, a list for each seed; a curve has the clients of all seeds. A dot marks
+            the mean of the worst tenth (the mean over seeds).
+    """
+    figure, (axis,) = _figure(6, 3.4)
+    for number, (name, seeds) in enumerate(tests.items()):
+        pooled = np.sort(np.concatenate([np.asarray(seed, dtype=float) for seed in seeds]))
+        shares = np.arange(1, len(pooled) + 1) / len(pooled)
+        color = f"C{number % 10}"
+        axis.step([0, *pooled, 1], [0, *shares, 1], where="post", color=color, label=name)
+        axis.plot(float(np.mean([worst_decile(seed) for seed in seeds])), 0.1, "o", color=color, markersize=5)
+    axis.axhline(0.1, color="0.5", linestyle="--", linewidth=0.8)
+    axis.set_xlim(0, 1)
+    axis.set_ylim(0, 1.02)
+    axis.set_xlabel("accuracy on the client's own held-out images")
+    axis.set_ylabel("share of clients")
+    axis.grid(alpha=0.25)
+    figure.legend(loc="outside lower center", ncols=min(len(tests), 4))
+    return figure
 
 
 def partition_figure(counts: np.ndarray, classes: Sequence[str]) -> Figure:

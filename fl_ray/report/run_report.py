@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,16 @@ import yaml
 
 from fl_ray.recipes import to_dict
 from fl_ray.report import page as html
-from fl_ray.report.figures import accuracy_figure, partition_figure, save_svg, timeline_figure
+from fl_ray.report.figures import (
+    accuracy_figure,
+    client_accuracy_figure,
+    partition_figure,
+    save_svg,
+    timeline_figure,
+)
 from fl_ray.run_folder import RunFolder
 
-__all__ = ["partition_section", "run_report", "samples_section"]
+__all__ = ["clients_section", "partition_section", "run_report", "samples_section"]
 
 
 def run_report(folder: RunFolder) -> Path:
@@ -24,6 +31,7 @@ def run_report(folder: RunFolder) -> Path:
     curve = save_svg(folder.path, "accuracy", accuracy_figure({config.method.name: [history]}, config.targets))
     caption = "Test accuracy against rounds, virtual time and the devices' energy. Dashed: the recipe's targets."
     sections.append(html.section("Accuracy", html.figure(curve, caption)))
+    sections.append(clients_section(folder.path, {config.method.name: [folder]}))
     sections += [partition_section(folder), samples_section(folder), _timeline(folder), _wall(summary)]
     settings = yaml.safe_dump(to_dict(config), sort_keys=False)
     versions = yaml.safe_dump(folder.environment(), sort_keys=False)
@@ -49,12 +57,16 @@ def _outcome(summary: dict[str, Any]) -> str:
         ["status", summary["status"]],
         ["final accuracy", _percent(summary["final_accuracy"])],
         ["best accuracy", _percent(summary["best_accuracy"])],
-        ["rounds", str(summary["rounds"])],
+        ["rounds", _rounds(summary)],
         ["virtual time", f"{summary['virtual_time_s']:,.1f} s"],
         ["energy of all devices", f"{summary['energy_j']:,.1f} J"],
         ["sent up / down", f"{summary['bytes_up'] / 1e6:,.2f} / {summary['bytes_down'] / 1e6:,.2f} MB"],
-        ["updates left out", str(summary["updates_left_out"])],
+        ["updates left out", _left_out(summary)],
     ]
+    if summary.get("best_round") is not None:
+        rows.insert(3, ["best round", str(summary["best_round"])])
+    if summary.get("clients_retried"):
+        rows.append(["clients that raised once, and were trained again", str(summary["clients_retried"])])
     for target, hit in summary["targets"].items():
         reached = "not reached"
         if hit is not None:
@@ -65,6 +77,33 @@ def _outcome(summary: dict[str, Any]) -> str:
         spread = f"{_percent(found['mean'])}, worst tenth {_percent(found['worst_decile'])}"
         rows.append([f"mean accuracy on {found['clients']} clients' own held-out images", spread])
     return html.section("Result", html.table(["", "value"], rows))
+
+
+def _rounds(summary: dict[str, Any]) -> str:
+    early = summary.get("stopped_early")
+    return str(summary["rounds"]) + ("" if early is None else ", stopped early: the test accuracy rose no more")
+
+
+def _left_out(summary: dict[str, Any]) -> str:
+    kinds = [
+        f"{kind.replace('_', ' ')}: {count}" for kind, count in summary.get("clients_left_out", {}).items() if count
+    ]
+    return str(summary["updates_left_out"]) + (f" ({', '.join(kinds)})" if kinds else "")
+
+
+def clients_section(output: Path, runs: Mapping[str, Sequence[RunFolder]]) -> str:
+    """The figure of the clients' last own tests in the runs of each label, or nothing."""
+    found = {label: [folder.last_client_test() for folder in folders] for label, folders in runs.items()}
+    tests = {label: [[row["accuracy"] for row in rows] for rows in all_ if rows] for label, all_ in found.items()}
+    tests = {label: seeds for label, seeds in tests.items() if seeds}
+    if not tests:
+        return ""
+    drawn = save_svg(output, "clients", client_accuracy_figure(tests))
+    caption = (
+        "Accuracy of each client's model on the images that it held out, at its last test: the share of clients that "
+        "have at most so much. Dashed: a tenth of the clients; dot: the mean of that worst tenth."
+    )
+    return html.section("Clients", html.figure(drawn, caption))
 
 
 def partition_section(folder: RunFolder) -> str:

@@ -22,7 +22,6 @@ from fl_ray.runtime.local_training import (
     Correction,
     Key,
     batches_of,
-    has_batch_norm,
     loss_of,
     only_optimizer,
     scale_lr,
@@ -63,6 +62,8 @@ def refusal(module: pl.LightningModule) -> str | None:
         name = type(part).__name__
         if isinstance(part, nn.modules.batchnorm._NormBase) and part.track_running_stats:
             return f"{name} keeps running statistics"
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            return f"{name} can't train on a batch of one sample"
         if isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0:
             return f"{name} draws random numbers"
     if not all(parameter.requires_grad for parameter in module.parameters()):
@@ -113,10 +114,9 @@ class BatchedTraining:
             parameters [clients, ...], in the order of ``module.parameters()``, and each client's mean loss.
         """
         self.module.train()
-        plans, first, normalises = [], 0, has_batch_norm(self.module)
+        plans, first = [], 0
         for size, key in zip(clients.sizes, clients.keys, strict=True):
-            batches = batches_of(size, training.batch_size, epochs, key, normalises)
-            plans.append([rows + first for rows in batches])
+            plans.append([rows + first for rows in batches_of(size, training.batch_size, epochs, key)])
             first += size
         order = sorted(range(len(plans)), key=lambda index: -len(plans[index]))  # who is done first comes last
         plans = [plans[index] for index in order]

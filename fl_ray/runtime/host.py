@@ -28,6 +28,7 @@ from fl_ray.runtime.tasks import (
     Evaluation,
     Job,
     JobData,
+    LeftOut,
     PartialResult,
     RoundSettings,
     Task,
@@ -42,7 +43,8 @@ _BATCHED_CLIENTS = 64
 _WORTH_IT = 1.25  # how much faster ``auto`` wants the batched path to be
 _TRIAL_BATCHES = 3
 _SLOW_STEP_S = 0.01  # above it, launching kernels is a small part of a step
-_ONE_SAMPLE = "batch norm can't train on its one sample (data.partition.min_samples 2 avoids it)"
+_ONE_SAMPLE = LeftOut("one_sample", "batch norm can't train on its one sample (data.partition.min_samples 2 avoids it)")
+_NOT_FINITE = LeftOut("not_finite", "its update is not finite (or above 2^20)")
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class _Outcome:
     started: float
     trained: torch.Tensor | None = None
     loss: float = float("nan")
-    left_out: str | None = None
+    left_out: LeftOut | None = None
     raised: str | None = None
 
 
@@ -145,7 +147,7 @@ class ClientHost:
         for place, outcome in enumerate(outcomes):
             left_out = outcome.left_out
             if left_out is None and place not in good:
-                left_out = "its update is not finite (or above 2^20)"
+                left_out = _NOT_FINITE
             client, share = outcome.task.client, outcome.task.share
             result.records.append(
                 ClientRecord(
@@ -166,26 +168,28 @@ class ClientHost:
             return work(tasks, starts, settings)
         except FlRayError:
             raise  # a setting that no client can be trained with
-        except Exception as error:  # noqa: BLE001 - a user's module raises anything; it is reported, see _again
-            first = self._told(error, tasks[0], settings)
+        except Exception as error:  # a user's module raises anything; it is told, and counted
+            if settings.strict:
+                raise
+            first = self._told(error, tasks, settings)
         if len(tasks) > 1:  # find out whose it is
-            return [
-                outcome
-                for task, start in zip(tasks, starts, strict=True)
-                for outcome in self._safely(work, [task], [start], settings)
-            ]
+            pairs = zip(tasks, starts, strict=True)
+            found = [one for task, start in pairs for one in self._safely(work, [task], [start], settings)]
+            if all(one.raised is None for one in found):  # nobody's by itself, or it passed: still, it is told
+                found[0] = replace(found[0], raised=first)
+            return found
         try:
             return [replace(outcome, raised=first) for outcome in work(tasks, starts, settings)]
         except Exception as error:  # noqa: BLE001 - as above
-            again = self._told(error, tasks[0], settings)
-        return [_Outcome(tasks[0], started, left_out=f"raised twice: {again}", raised=first)]
+            again = self._told(error, tasks, settings)
+        return [_Outcome(tasks[0], started, left_out=LeftOut("raised", f"raised twice: {again}"), raised=first)]
 
-    def _told(self, error: Exception, task: Task, settings: RoundSettings) -> str:
-        samples = int(self.data.partition.sizes[task.client])
-        return (
-            f"client {task.client}, round {settings.number + 1}, local training on {samples} samples: "
-            f"{type(error).__name__}: {error}"
-        )
+    def _told(self, error: Exception, tasks: Sequence[Task], settings: RoundSettings) -> str:
+        clients = [task.client for task in tasks]
+        samples = int(self.data.partition.sizes[clients].sum())
+        who = f"client {clients[0]}" if len(clients) == 1 else f"clients {', '.join(map(str, clients))} together"
+        said = f"{type(error).__name__}: {error}"
+        return f"{who}, round {settings.number + 1}, local training on {samples} samples: {said}"
 
     def _train_plain(
         self, tasks: Sequence[Task], starts: Sequence[torch.Tensor], settings: RoundSettings
@@ -325,7 +329,8 @@ class ClientHost:
         except FlRayError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever torch.func can't do with a user's module; it is told
-            return f"torch.func can't run it ({type(error).__name__}: {str(error).splitlines()[0]})"
+            said = (str(error).splitlines() or [""])[0]
+            return f"torch.func can't run it ({type(error).__name__}: {said})"
         same = all(torch.equal(one.trained, other.trained) for one, other in zip(together, alone, strict=True))
         return None if same else "on this processor its result depends on who is computed together"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -15,10 +15,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EVALUATION_BLOCK",
+    "FAULTS",
     "ClientRecord",
     "Evaluation",
+    "Fault",
     "Job",
     "JobData",
+    "LeftOut",
     "PartialResult",
     "RoundSettings",
     "Task",
@@ -27,6 +30,8 @@ __all__ = [
 
 EVALUATION_BLOCK = 500
 TrainingPath = Literal["plain", "batched"]
+Fault = Literal["dropped_out", "late", "not_finite", "raised", "one_sample"]
+FAULTS: tuple[Fault, ...] = get_args(Fault)
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,7 @@ class RoundSettings:
         individual: return every client's new weights, instead of the sum of share * scale * (new - start).
         proximal: mu of a term mu/2 ||w - start||^2 in every client's loss.
         pace: wall seconds per modelled second; None: as fast as can be.
+        strict: a client's error is raised, instead of trying again and leaving the client out.
     """
 
     number: int
@@ -99,6 +105,18 @@ class RoundSettings:
     individual: bool = False
     proximal: float = 0.0
     pace: float | None = None
+    strict: bool = False
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Why a client's update is not in the average: ``kind`` to count by, ``why`` to read."""
+
+    kind: Fault
+    why: str
+
+    def __str__(self) -> str:
+        return self.why
 
 
 @dataclass(frozen=True)
@@ -118,7 +136,7 @@ class ClientRecord:
     share: float
     started: float
     ended: float
-    left_out: str | None = None
+    left_out: LeftOut | None = None
     raised: str | None = None
 
 

@@ -59,6 +59,26 @@ class RaisesOnNine(OwnModule):
         return nn.functional.cross_entropy(self(batch[0]), batch[1])
 
 
+class Hooked(pl.LightningModule):
+    """A linear module that calls ``trouble`` with each batch's labels; torch.func can run it."""
+
+    trouble: Callable[[Tensor], None] = staticmethod(lambda labels: None)
+
+    def __init__(self, in_channels: int, image_size: int, num_classes: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(in_channels * image_size**2, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.flatten(1))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        type(self).trouble(batch[1])
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
 class OwnNetwork(nn.Linear):
     """A plain torch module; fl_ray wraps it."""
 

@@ -88,7 +88,7 @@ def test_help_answers_within_a_second_and_version_is_said(tmp_path: Path) -> Non
     found = fl_ray(tmp_path, "--help")
     assert time.perf_counter() - start < 1.0
     assert found.returncode == 0
-    for command in ("run", "compare", "partition", "report", "list"):
+    for command in ("run", "compare", "replay", "partition", "report", "list"):
         assert command in found.stdout
     assert fl_ray(tmp_path, "--version").stdout.strip().endswith("0.1.0")
     assert "dotted name" in fl_ray(tmp_path, "run", "--help").stdout

@@ -271,25 +271,6 @@ def test_batches_are_counted_as_they_are_made(samples: int, size: int, normalise
     assert count_batches(samples, size, normalises) == len(batches_of(samples, size, 1, (0, "t", 0, 0), normalises))
 
 
-def test_the_batched_path_makes_no_batch_of_one_for_batch_norm() -> None:
-    """Nine samples in batches of eight: one batch of nine, on either path."""
-    from fl_ray.config import TrainingConfig
-    from fl_ray.runtime.batched import BatchedClients, BatchedTraining, refusal
-    from fl_ray.runtime.local_training import train_locally
-    from lightning_modules.classifier import Classifier, OptimizerSettings
-
-    norm = nn.BatchNorm1d(4, track_running_stats=False)
-    module = Classifier(nn.Sequential(nn.Linear(3, 4), norm, nn.Linear(4, 2)), OptimizerSettings(lr=0.1))
-    assert refusal(module) is None
-    training, key = TrainingConfig(lr=0.1, batch_size=8), (0, "client", 0, 0)
-    x, y = torch.from_numpy(np.random.default_rng(0).normal(size=(9, 3))).float(), torch.arange(9) % 2
-    start = [parameter.detach().clone()[None] for parameter in module.parameters()]
-    batched, _ = BatchedTraining(module).train(BatchedClients(x, y, [9], [key], start), training, 1, 1.0)
-    train_locally(module, x, y, training, 1, 1.0, key)
-    for found, expected in zip(batched, module.parameters(), strict=True):
-        assert torch.allclose(found[0], expected, atol=1e-6)
-
-
 def together(method: Any, rows: Sequence[Sequence[float]], is_parameter: Sequence[bool] | None = None) -> list[float]:
     """What a robust method makes of clients with these weights."""
     weights = {client: np.array(row, dtype=np.float32) for client, row in enumerate(rows)}

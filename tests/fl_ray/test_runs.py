@@ -63,12 +63,12 @@ def test_nan_in_an_update_is_left_out_and_counted(run_small: Run) -> None:
 def test_the_average_without_a_left_out_client_is_that_of_the_others(run_small: Run) -> None:
     """Five clients with one left out must equal the same average computed from the four alone."""
     from fl_ray.runtime.base import merge
-    from fl_ray.runtime.tasks import ClientRecord, PartialResult
+    from fl_ray.runtime.tasks import ClientRecord, LeftOut, PartialResult
 
     records = [
         ClientRecord(0, 10, 1.0, 0.25, 0, 1),
         ClientRecord(1, 10, 1.0, 0.25, 0, 1),
-        ClientRecord(2, 20, float("nan"), 0.5, 0, 1, "not finite"),
+        ClientRecord(2, 20, float("nan"), 0.5, 0, 1, LeftOut("not_finite", "not finite")),
     ]
     from fl_ray.aggregation import ExactSum
 
@@ -143,11 +143,11 @@ def test_a_resumed_run_equals_an_undisturbed_one_to_the_bit(
 def test_checkpoints_keep_two_and_pass_over_a_damaged_one(tmp_path: Path) -> None:
     for number in (1, 2, 3):
         weights = np.full(4, number, dtype=np.float32)
-        state = checkpoint.Checkpoint(number, weights, {"method": {"m": weights * 2.0}}, {"energy_j": 0.1}, 1)
+        state = checkpoint.Checkpoint(number, weights, {"method": {"m": weights * 2.0}}, {"energy_j": 0.1}, {"late": 1})
         checkpoint.save(tmp_path, state)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["round_000002.safetensors", "round_000003.safetensors"]
     found = checkpoint.latest(tmp_path)
-    assert (found.rounds_done, found.left_out, found.ledger) == (3, 1, {"energy_j": 0.1})
+    assert (found.rounds_done, found.faults, found.ledger) == (3, {"late": 1}, {"energy_j": 0.1})
     assert found.state["method"]["m"].tolist() == [6.0] * 4
     (tmp_path / "round_000003.safetensors").write_bytes(b"cut")
     with pytest.warns(UserWarning, match="damaged"):

@@ -1,0 +1,42 @@
+"""The clients' own tests: every client's model on the images that it held out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fl_ray.context import RunContext
+from fl_ray.methods.base import Method
+from fl_ray.summary import worst_decile
+
+__all__ = ["client_accuracy", "evaluate_clients"]
+
+
+def evaluate_clients(run: RunContext, method: Method, weights: np.ndarray, number: int) -> list[dict[str, Any]]:
+    """Test all clients that held images out after round ``number`` (from 1): rows of clients.csv."""
+    clients = np.flatnonzero(run.data.held_out.sizes > 0).tolist()
+    with run.phases.phase("evaluate"):
+        found = run.runtime.evaluate_clients(method.client_models(run, weights), clients)
+    return [
+        {
+            "round": number,
+            "client": client,
+            "samples": entry.count,
+            "accuracy": entry.accuracy,
+            "loss": entry.loss,
+        }
+        for client, entry in zip(clients, found, strict=True)
+        if entry is not None
+    ]
+
+
+def client_accuracy(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """What the rows of one test come to: how many clients, their mean, and the mean of the worst tenth."""
+    accuracies = [row["accuracy"] for row in rows]
+    return {
+        "clients": len(accuracies),
+        "mean": float(np.mean(accuracies)),
+        "worst_decile": worst_decile(accuracies),
+    }
