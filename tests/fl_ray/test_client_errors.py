@@ -12,12 +12,13 @@ from fl_ray.cli import main
 from fl_ray.config import RunConfig
 from fl_ray.data.parts import prepare
 from fl_ray.errors import OutputError, SettingError, TooFewClientsError
-from fl_ray.experiment import Experiment, check, open_runtime
+from fl_ray.experiment import Experiment, check
 from fl_ray.preparation import make_context
 from fl_ray.progress import Progress
 from fl_ray.replay import replay
 from fl_ray.run_folder import RunFolder
 from fl_ray.runtime.batched import BatchedTraining
+from fl_ray.runtime.start import open_runtime
 from fl_ray.runtime.tasks import RoundSettings, Task
 from tests.fl_ray.own import Hooked
 

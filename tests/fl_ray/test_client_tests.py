@@ -9,10 +9,11 @@ import pytest
 from fl_ray import experiment as experiment_module
 from fl_ray.config import RunConfig
 from fl_ray.errors import SettingError
-from fl_ray.experiment import Experiment, open_runtime
+from fl_ray.experiment import Experiment
 from fl_ray.report.comparison_report import comparison_report, comparison_table
 from fl_ray.run_folder import RunFolder
 from fl_ray.runtime.base import Runtime
+from fl_ray.runtime.start import open_runtime
 from fl_ray.summary import aggregate, worst_decile
 
 Run = Callable[..., tuple[Experiment, dict]]

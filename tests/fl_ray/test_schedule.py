@@ -18,11 +18,12 @@ from fl_ray.data.parts import prepare
 from fl_ray.devices.availability import Availability
 from fl_ray.devices.fleet import Fleet, draw_fleet
 from fl_ray.errors import SettingError, TooFewClientsError
-from fl_ray.experiment import Experiment, open_runtime
+from fl_ray.experiment import Experiment
 from fl_ray.methods.fedavg import FedAvg
 from fl_ray.randomness import numpy_generator, seeded_torch, torch_generator
 from fl_ray.run_folder import HISTORY_COLUMNS
 from fl_ray.runtime.base import merge
+from fl_ray.runtime.start import open_runtime
 from fl_ray.runtime.tasks import RoundSettings, Task
 from fl_ray.sampling import Uniform
 from fl_ray.schedule import Asynchronous, RoundPlan, Synchronous, make_schedule

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from fl_ray import experiment as experiment_module
 from fl_ray.config import RunConfig, StoppingConfig
 from fl_ray.errors import SettingError
-from fl_ray.experiment import Experiment, open_runtime
+from fl_ray.experiment import Experiment
 from fl_ray.model import ImageShape, build_module
+from fl_ray.runtime.start import open_runtime
 from fl_ray.stopping import BestModel
 from tests.fl_ray.test_runs import StopAfter
 
