@@ -17,7 +17,6 @@ import json
 import os
 import statistics
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -90,32 +89,21 @@ def pss_mb(root: int, without: set[int]) -> float:
 
 
 class Watch:
-    """Takes the peak of ``pss_mb`` while fl_ray works, and the moment of its first finished round."""
+    """What fl_ray tells its progress to: takes the moment of the first finished round, and memory.
 
-    def __init__(self) -> None:
-        self.peak = 0.0
+    Memory is taken in rounds that are not counted: reading it takes time.
+    """
+
+    def __init__(self, rounds: int) -> None:
+        self.rounds, self.peak = rounds, 0.0
         self.startup: float | None = None
         self.others: set[int] = set()  # processes that are not fl_ray's
-        self._working = threading.Event()
-        threading.Thread(target=self._look, daemon=True).start()
 
-    def __enter__(self) -> None:
-        self._working.set()
-
-    def __exit__(self, *exc: object) -> None:
-        self._working.clear()
-
-    def _look(self) -> None:
-        while True:
-            self._working.wait()
-            time.sleep(3)
-            if self._working.is_set():
-                self.peak = max(self.peak, pss_mb(os.getpid(), self.others))
-
-    # What fl_ray calls of a Progress:
     def round(self, row: dict[str, Any], rounds: int) -> None:
         if self.startup is None:
             self.startup = since_process_start()
+        if row["round"] in (WARM_UP - 1, self.rounds):
+            self.peak = max(self.peak, pss_mb(os.getpid(), self.others))
 
     def message(self, text: str) -> None:
         print(f"  {text}", flush=True)
@@ -243,23 +231,22 @@ def main() -> None:
     options = parser.parse_args()
     rounds = options.rounds or KINDS[options.kind]["rounds"]
     with tempfile.TemporaryDirectory() as name:
-        folder, watch = Path(name), Watch()
+        folder, watch = Path(name), Watch(rounds + 1)
         from fl_ray.recipes import make_config
         from fl_ray.runtime.start import open_runtime
 
         config = make_config(recipe(options.kind, options.clients, rounds + 1, folder))
         ours, bare, phases, summary = [], [], [], {}
-        with watch:
-            runtime = open_runtime(config, watch)
-            from fl_ray.experiment import Experiment
+        runtime = open_runtime(config, watch)
+        from fl_ray.experiment import Experiment  # while Ray starts, as the command line does
+
         with runtime:
             loop = None
             for turn in range(options.turns):
                 output = folder / f"run{turn}"
                 output.mkdir()
-                with watch:
-                    experiment = Experiment(config, output, runtime, watch)
-                    summary = experiment.run()
+                experiment = Experiment(config, output, runtime, watch)
+                summary = experiment.run()
                 walls = [row["wall_s"] for row in experiment.folder.history()]
                 ours += walls[WARM_UP:-1]  # the last one holds the evaluation
                 phases.append({name: seconds / len(walls) for name, seconds in summary["wall_s"].items()})

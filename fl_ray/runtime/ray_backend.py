@@ -24,7 +24,7 @@ from fl_ray.config import FleetConfig, RayConfig, RunConfig, RuntimeConfig
 from fl_ray.devices.fleet import draw_fleet
 from fl_ray.errors import FlRayError, LostActorsError, PlacementError
 from fl_ray.runtime.base import ClientPart, Phases, RoundResult, Runtime, merge, sum_evaluations
-from fl_ray.runtime.memory import peak_memory_mb
+from fl_ray.runtime.memory import keep_freed_memory, peak_memory_mb
 from fl_ray.runtime.placement import Slot, plan_slots
 from fl_ray.runtime.tasks import Evaluation, Job, JobData, RoundSettings, Task, TrainingPath
 
@@ -95,6 +95,7 @@ class HostActor:
 
         from fl_ray.runtime.host import ClientHost
 
+        keep_freed_memory()
         gpu = torch.cuda.is_available() and ray.get_gpu_ids()
         self.host = ClientHost(job, data, torch.device("cuda" if gpu else "cpu"), _fetch)
 
