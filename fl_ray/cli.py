@@ -167,6 +167,7 @@ def _print_config(config: RunConfig) -> None:
 def _run(options: Any, overrides: dict[str, Any]) -> int:
     from fl_ray.recipes import apply_overrides, load_recipe, make_config
     from fl_ray.run_folder import RunFolder, new_folder
+    from fl_ray.runtime.start import connect_ahead, open_runtime
 
     if (options.recipe is None) == (options.resume is None):
         raise SettingError("fl-ray run takes a recipe, or --resume DIR")
@@ -180,13 +181,15 @@ def _run(options: Any, overrides: dict[str, Any]) -> int:
         if RunFolder(output).finished():
             raise OutputError(f"--resume {output}: the run is finished")
     else:
-        config = make_config(apply_overrides(load_recipe(options.recipe), overrides))
+        recipe = apply_overrides(load_recipe(options.recipe), overrides)
+        if not options.print_config:
+            connect_ahead(recipe)
+        config = make_config(recipe)
         if options.print_config:
             _print_config(config)
             return 0
         output = Path(options.output) if options.output else _default_output(config.name)
     from fl_ray.progress import Progress
-    from fl_ray.runtime.start import open_runtime
 
     progress = Progress()
     with open_runtime(config, progress) as runtime:

@@ -22,6 +22,7 @@ __all__ = [
     "compare_entries",
     "load_recipe",
     "make_config",
+    "ray_settings",
     "to_dict",
 ]
 
@@ -206,6 +207,18 @@ def _updates(values: Any) -> list[cfg.Component]:
     if not isinstance(values, list):
         raise SettingError(f"updates is {values!r}, but it must be a list, as [{{name: clip, norm: 1.0}}]")
     return [_component("update", _mapping("updates", item)) for item in values]
+
+
+def ray_settings(recipe: Mapping[str, Any]) -> cfg.RayConfig | None:
+    """The ``ray`` section alone, or None where the recipe runs without Ray.
+
+    Raises:
+        SettingError: as ``make_config``.
+    """
+    runtime = _plain("runtime", cfg.RuntimeConfig, _mapping("runtime", recipe.get("runtime") or {}))
+    if runtime.backend != "ray":
+        return None
+    return _plain("ray", cfg.RayConfig, _mapping("ray", recipe.get("ray") or {}))
 
 
 def _mapping(key: str, value: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from fl_ray.config import RayConfig, RunConfig
 from fl_ray.experiment import Experiment
 from fl_ray.recipes import apply_overrides, make_config
 from fl_ray.runtime.base import Runtime
-from fl_ray.runtime.ray_backend import connect
+from fl_ray.runtime.connection import connect
 from fl_ray.runtime.start import open_runtime
 
 TINY_GENERATOR = {"name": "diffusion", "widths": [8, 16], "train_steps": 30, "steps": 3, "block_size": 5}

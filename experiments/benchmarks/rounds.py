@@ -233,9 +233,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder, watch = Path(name), Watch(rounds + 1)
         from fl_ray.recipes import make_config
-        from fl_ray.runtime.start import open_runtime
+        from fl_ray.runtime.start import connect_ahead, open_runtime
 
-        config = make_config(recipe(options.kind, options.clients, rounds + 1, folder))
+        content = recipe(options.kind, options.clients, rounds + 1, folder)
+        connect_ahead(content)
+        config = make_config(content)
         ours, bare, phases, summary = [], [], [], {}
         runtime = open_runtime(config, watch)
         from fl_ray.experiment import Experiment  # while Ray starts, as the command line does

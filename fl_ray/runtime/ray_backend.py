@@ -7,8 +7,6 @@ the actors can be started while the driver still imports.
 from __future__ import annotations
 
 import itertools
-import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,50 +22,12 @@ from fl_ray.config import FleetConfig, RayConfig, RunConfig, RuntimeConfig
 from fl_ray.devices.fleet import draw_fleet
 from fl_ray.errors import FlRayError, LostActorsError, PlacementError
 from fl_ray.runtime.base import ClientPart, Phases, RoundResult, Runtime, merge, sum_evaluations
+from fl_ray.runtime.connection import Connection
 from fl_ray.runtime.memory import keep_freed_memory, peak_memory_mb
 from fl_ray.runtime.placement import Slot, plan_slots
 from fl_ray.runtime.tasks import Evaluation, Job, JobData, RoundSettings, Task, TrainingPath
 
-__all__ = ["RayRuntime", "connect"]
-
-
-def connect(config: RayConfig) -> bool:
-    """Start Ray here, or join the cluster at ``config.address``; whether it was this call that did.
-
-    Raises:
-        PlacementError: no cluster answers at the address.
-    """
-    if ray.is_initialized():
-        return False
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    common: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
-    if config.address is not None:
-        try:
-            _answers(config.address)
-            ray.init(address=config.address, **common)
-        except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-            raise PlacementError(
-                f"ray.address is {config.address}, but no Ray cluster answers there ({error}); start one with "
-                "`ray start --head`, put its token into ~/.ray/auth_token (or RAY_AUTH_TOKEN; "
-                "RAY_AUTH_MODE=disabled for a cluster without), or leave ray.address out to start Ray here"
-            ) from error
-    else:
-        ray.init(
-            address="local",  # without it Ray joins whatever cluster was last started on this machine
-            num_cpus=config.num_cpus or os.cpu_count(),
-            resources={"bandwidth": config.bandwidth},
-            include_dashboard=False,
-            **common,
-        )
-    return True
-
-
-def _answers(address: str) -> None:
-    """Fail at once where nobody listens; Ray itself would try for minutes."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if colon and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=5).close()
+__all__ = ["RayRuntime"]
 
 
 # What Ray raises where an actor, its node or the object that it returned is gone; the work is then done again.
@@ -143,6 +103,7 @@ class RayRuntime(Runtime):
     Args:
         tell: is told when actors are started or lost.
         ahead: start the actors for this run at once, in a thread, while the caller goes on; ``open`` waits for them.
+        connection: one that was begun before; default: one of its own.
     """
 
     def __init__(
@@ -151,10 +112,11 @@ class RayRuntime(Runtime):
         ray_config: RayConfig,
         tell: Callable[[str], None] | None = None,
         ahead: RunConfig | None = None,
+        connection: Connection | None = None,
     ) -> None:
         super().__init__()
         self.config, self._tell = config, tell or (lambda text: None)
-        self._owns_ray = False
+        self._connection = connection or Connection(ray_config)
         self._slots: list[Slot] = []
         self._group: PlacementGroup | None = None
         self._actors: list[Any] = []
@@ -162,15 +124,14 @@ class RayRuntime(Runtime):
         self._server: Any = None  # started when a method first trains on the server
         self._server_ready = False
         self._failure: BaseException | None = None
-        self._ready, self._closing = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._begin, args=(ray_config, ahead), name="Ray", daemon=True)
-        self._thread.start()
+        self._starting = threading.Thread(target=self._begin, args=(ahead,), daemon=True)
+        self._starting.start()
         if ahead is None:
             self._started()
 
-    def _begin(self, ray_config: RayConfig, ahead: RunConfig | None) -> None:
+    def _begin(self, ahead: RunConfig | None) -> None:
         try:
-            self._owns_ray = connect(ray_config)
+            self._connection.wait()
             if ahead is not None:
                 fleet = draw_fleet(ahead.fleet, ahead.data.clients, ahead.seed)
                 self._start(self._plan(ahead.fleet, fleet.tier, ahead.cohort_size))
@@ -178,9 +139,6 @@ class RayRuntime(Runtime):
                     actor.warm_up.remote()
         except BaseException as error:  # noqa: BLE001 - handed to whoever waits, see _started
             self._failure = error
-        self._ready.set()
-        if self._owns_ray:  # Linux ends Ray's processes with the thread that started them
-            self._closing.wait()
 
     def _started(self) -> None:
         """Wait until Ray runs.
@@ -188,7 +146,7 @@ class RayRuntime(Runtime):
         Raises:
             PlacementError: what stood in the way of the start.
         """
-        self._ready.wait()
+        self._starting.join()
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
@@ -428,12 +386,10 @@ class RayRuntime(Runtime):
             time.sleep(0.05)
 
     def close(self) -> None:
-        self._ready.wait()
+        self._starting.join()
         if ray.is_initialized():
             self._release()
-            if self._owns_ray:
-                ray.shutdown()
-        self._closing.set()
+        self._connection.close()
 
 
 def _runs(count: int, pieces: int) -> list[list[int]]:

@@ -4,14 +4,38 @@ from __future__ import annotations
 
 import importlib
 import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from fl_ray.config import RunConfig
-from fl_ray.progress import Progress
-from fl_ray.runtime.base import Runtime
 
-__all__ = ["open_runtime"]
+if TYPE_CHECKING:
+    from fl_ray.progress import Progress
+    from fl_ray.runtime.base import Runtime
+    from fl_ray.runtime.connection import Connection
+
+__all__ = ["connect_ahead", "open_runtime"]
 
 _HEAVY = ("torch", "pytorch_lightning", "mlflow")
+_begun: list[Connection] = []
+
+
+def connect_ahead(recipe: Mapping[str, Any]) -> None:
+    """Begin to start (or join) Ray for a recipe that is not checked yet: the check imports torch, which takes as long.
+
+    Nothing happens where the recipe wants no Ray, or its ``ray`` section is wrong: that is told when it is checked.
+    """
+    from fl_ray.errors import SettingError
+    from fl_ray.recipes import ray_settings
+
+    try:
+        settings = ray_settings(recipe)
+    except SettingError:
+        return
+    if settings is not None and not _begun:
+        from fl_ray.runtime.connection import Connection
+
+        _begun.append(Connection(settings))
 
 
 def open_runtime(config: RunConfig, progress: Progress | None = None) -> Runtime:
@@ -23,6 +47,7 @@ def open_runtime(config: RunConfig, progress: Progress | None = None) -> Runtime
         from fl_ray.runtime.in_process import InProcessRuntime
 
         return InProcessRuntime()
+    connection = _begun.pop() if _begun and _begun[0].config == config.ray else None
     # The driver's heavy imports, beside Ray's start and before the actors' own.
     threading.Thread(target=lambda: [importlib.import_module(name) for name in _HEAVY], daemon=True).start()
     from fl_ray.runtime.ray_backend import RayRuntime
@@ -30,4 +55,4 @@ def open_runtime(config: RunConfig, progress: Progress | None = None) -> Runtime
     tell = progress.message if progress is not None else None
     if tell is not None:
         tell("starting Ray" if config.ray.address is None else f"joining Ray at {config.ray.address}")
-    return RayRuntime(config.runtime, config.ray, tell, config)
+    return RayRuntime(config.runtime, config.ray, tell, config, connection)
