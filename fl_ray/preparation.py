@@ -75,6 +75,8 @@ def make_context(
     )
     with context.phases.phase("start"):
         runtime.open(job, arrays, config.fleet, fleet.tier, config.cohort_size)
+    seen = runtime.shared()  # in Ray's shared memory: the driver needs no second copy
+    data.images, data.labels = data.source.images, data.source.labels = seen.images, seen.labels
     return context, initial_weights(config.model, shape, config.training, config.seed)
 
 

@@ -18,11 +18,12 @@ from fl_ray.config import RunConfig
 from fl_ray.context import RunContext
 from fl_ray.data.parts import prepare
 from fl_ray.errors import FlRayError, SettingError
-from fl_ray.experiment import check, open_runtime
+from fl_ray.experiment import check
 from fl_ray.methods.base import Method
 from fl_ray.preparation import check_partition, make_context, restore
 from fl_ray.progress import Progress
 from fl_ray.run_folder import RunFolder
+from fl_ray.runtime.start import open_runtime
 from fl_ray.runtime.tasks import LeftOut, RoundSettings, Task
 from fl_ray.server import rounds
 

@@ -107,6 +107,10 @@ class Runtime(ABC):
         """Get ready for a run; ``tier_of`` is each client's tier number."""
 
     @abstractmethod
+    def shared(self) -> JobData:
+        """The run's arrays as the hosts have them; who holds these need not hold copies of their own."""
+
+    @abstractmethod
     def resolve_path(self, wanted: str, clients: Sequence[int], weights: np.ndarray) -> tuple[TrainingPath, str]:
         """The training path that ``wanted`` means here, and why; see ``ClientHost.resolve_path``."""
 

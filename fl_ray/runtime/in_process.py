@@ -32,6 +32,9 @@ class InProcessRuntime(Runtime):
     def open(self, job: Job, data: JobData, fleet: FleetConfig, tier_of: np.ndarray, cohort_size: int) -> None:
         self.host = ClientHost(job, data)
 
+    def shared(self) -> JobData:
+        return self.host.data
+
     def resolve_path(self, wanted: str, clients: Sequence[int], weights: np.ndarray) -> tuple[TrainingPath, str]:
         return self.host.resolve_path(wanted, clients, weights)
 

@@ -166,6 +166,9 @@ class RayRuntime(Runtime):
         self._loading = {index: self._load(actor) for index, actor in enumerate(self._actors)}
         self._settle(set(range(len(self._slots))))
 
+    def shared(self) -> JobData:
+        return ray.get(self._data)
+
     def _start(self, slots: list[Slot]) -> None:
         """Actors for new slots, in place of all there are."""
         self._release()

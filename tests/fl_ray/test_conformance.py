@@ -17,7 +17,8 @@ from fl_ray.runtime.ray_backend import RayRuntime
 Run = Callable[..., tuple[Experiment, dict]]
 LAYOUTS = {
     "pooled_1": RuntimeConfig(actors="pooled", num_actors=1),
-    "pooled_3": RuntimeConfig(actors="pooled", num_actors=3),
+    "pooled_2": RuntimeConfig(actors="pooled", num_actors=2),
+    "pooled_4": RuntimeConfig(actors="pooled", num_actors=4),
     "per_client": RuntimeConfig(actors="per_client"),
 }
 OWN = {  # settings without which a method refuses a cohort of three
