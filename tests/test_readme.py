@@ -5,6 +5,7 @@ from pathlib import Path
 
 import yaml
 
+from fl_ray.experiment import check
 from fl_ray.recipes import apply_overrides, compare_entries, make_config
 from fl_ray.registry import REGISTRY
 
@@ -12,15 +13,18 @@ README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8"
 
 
 def test_the_recipe_of_the_readme_parses() -> None:
-    (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    text, more = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     recipe = yaml.safe_load(text)
     assert make_config(recipe).method.name == "genfl"
+    faults = {"method": "fedavg", "data": {"client_test_fraction": 0.2}, **yaml.safe_load(more)}
+    check(make_config(faults | {"tracking": {"enabled": False}}))
     for _, changes in compare_entries(recipe):
         assert make_config(apply_overrides(recipe, changes))
 
 
 def test_the_table_names_exactly_what_is_registered() -> None:
     kinds = {"methods": "method", "data sets": "data", "partitioners": "partition", "models": "model"}
+    kinds |= {"client samplers": "sampling", "update post-processors": "update"}
     for title, kind in kinds.items():
         (row,) = re.findall(rf"^\| {title} \|(.*)\|$", README, re.MULTILINE)
         assert set(re.findall(r"`(\w+)`", row)) == set(REGISTRY[kind])
