@@ -101,7 +101,7 @@ class GenFL(FedAvg):
         averaged = super().aggregate(run, round_number, weights, result) if self.trains_clients else weights
         if self.kappa2 == 0:
             return averaged
-        if not ExactSum.fits(torch.from_numpy(np.array(self._augmented))):
+        if not ExactSum.fits(torch.from_numpy(np.array(self._augmented))[None]).item():
             run.notes["augmented_left_out"] = run.notes.get("augmented_left_out", 0) + 1
             run.progress.message(f"round {round_number + 1}: the augmented model is not finite and is left out")
             return averaged

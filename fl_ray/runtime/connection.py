@@ -61,6 +61,8 @@ def connect(config: RayConfig) -> bool:
         return False
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray would run its workers at niceness 15: any other program would take the machine from the clients' training.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     common: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if config.address is not None:
         try:

@@ -258,7 +258,7 @@ def test_a_running_cluster_is_joined_and_left_running(recipe: Path, tmp_path: Pa
         words = ("run", "small.yaml", "--runtime.backend", "ray", "--ray.address", address, "--output", "out")
         found = fl_ray(tmp_path, *words)
         assert found.returncode == 0, found.stderr
-        assert "starting 2 actors for 6 clients" in found.stderr
+        assert "starting 2 client actors" in found.stderr
         assert head.poll() is None
     finally:
         head.terminate()

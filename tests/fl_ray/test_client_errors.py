@@ -76,7 +76,7 @@ def on_nine(monkeypatch: pytest.MonkeyPatch, path: str, times: float = float("in
         whole = BatchedTraining.train
 
         def train(self: BatchedTraining, clients: Any, training: Any, epochs: int, *more: Any) -> Any:
-            if epochs > 1 and any(client.key[3] == NINE for client in clients):  # not while the path is chosen
+            if epochs > 1 and any(key[3] == NINE for key in clients.keys):  # not while the path is chosen
                 strike()
             return whole(self, clients, training, epochs, *more)
 

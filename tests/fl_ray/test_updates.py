@@ -104,8 +104,8 @@ def test_any_grouping_of_clients_gives_the_same_bits(run_small: Run) -> None:
     experiment, _ = run_small(updates=[{"name": "quantise", "bits": 2}], rounds=1)
     config, data = experiment.config, experiment.data
     from fl_ray.experiment import check
-    from fl_ray.runtime.start import open_runtime
     from fl_ray.preparation import make_context
+    from fl_ray.runtime.start import open_runtime
 
     with open_runtime(config) as runtime:
         _, start = make_context(config, check(config), data, experiment.folder, runtime, experiment.progress)
