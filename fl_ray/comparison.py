@@ -143,18 +143,22 @@ def run_comparison(comparison: Comparison, output: Path, progress: Progress) -> 
 _RUNTIME_OF_RESULTS = ("threads", "gpus_per_actor", "training_path", "min_clients")
 
 
+def _of_results(config: RunConfig) -> dict[str, Any]:
+    content = to_dict(config)
+    for key in ("ray", "tracking", "checkpoint", "compare", "seed"):
+        content.pop(key)
+    # These change a result, if only its last bits; where actors are placed does not.
+    content["runtime"] = {key: content["runtime"][key] for key in _RUNTIME_OF_RESULTS}
+    content["data"].pop("root")
+    content["data"].pop("download")
+    if content["generator"] is not None:
+        content["generator"] = {k: v for k, v in content["generator"].items() if k not in ("cache", "pool")}
+    return content
+
+
 def _settings(comparison: Comparison) -> dict[str, Any]:
     """What makes results: everything but how and where runs are carried out."""
-    plain = {label: to_dict(config) for label, config in comparison.configs.items()}
-    for content in plain.values():
-        for key in ("ray", "tracking", "checkpoint", "compare", "seed"):
-            content.pop(key)
-        # These change a result, if only its last bits; where actors are placed does not.
-        content["runtime"] = {key: content["runtime"][key] for key in _RUNTIME_OF_RESULTS}
-        content["data"].pop("root")
-        content["data"].pop("download")
-        if content["generator"] is not None:
-            content["generator"] = {k: v for k, v in content["generator"].items() if k not in ("cache", "pool")}
+    plain = {label: _of_results(config) for label, config in comparison.configs.items()}
     return yaml.safe_load(yaml.safe_dump({"name": comparison.name, "runs": plain}, sort_keys=False))
 
 
@@ -176,7 +180,7 @@ def _is_of(stored: RunConfig, config: RunConfig) -> bool:
     """Whether a folder's resolved settings are those of a run; ``auto`` was resolved when it began."""
     if config.runtime.training_path == "auto":
         stored = replace(stored, runtime=replace(stored.runtime, training_path="auto"))
-    return stored == config
+    return stored.seed == config.seed and _of_results(stored) == _of_results(config)
 
 
 def _is_done(output: Path, label: str, config: RunConfig) -> bool:

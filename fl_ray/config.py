@@ -293,7 +293,7 @@ class ClockConfig:
     ``synchronous``: with its last client. ``deadline``: after ``deadline_s`` at the latest; who is late is left out, or
     waited for and weighted down by deadline / latency. ``asynchronous``: FedBuff (arXiv 2106.06639): ``concurrency``
     clients train at any time, and a round is the arrival of ``buffer_size`` updates, each multiplied by
-    (1 + staleness)^-staleness_exponent.
+    (1 + staleness)^-staleness_exponent. What clients that are still training at the end have spent is not booked.
     """
 
     mode: Literal["synchronous", "deadline", "asynchronous"] = "synchronous"
@@ -307,7 +307,10 @@ class ClockConfig:
     def __post_init__(self) -> None:
         _require(self.deadline_s is None or self.deadline_s > 0, "clock.deadline_s", self.deadline_s, "positive")
         needs = (self.mode == "deadline") == (self.deadline_s is not None)
-        _require(needs, "clock.deadline_s", self.deadline_s, "given with clock.mode deadline, and with no other")
+        way = (
+            "seconds, since clock.mode is deadline" if self.mode == "deadline" else "left out, or clock.mode: deadline"
+        )
+        _require(needs, "clock.deadline_s", self.deadline_s, way)
         for name in ("concurrency", "buffer_size"):
             value = getattr(self, name)
             _require(value is None or value >= 1, f"clock.{name}", value, "at least 1")
@@ -365,6 +368,9 @@ class RunConfig:
         _require(self.seed >= 0, "seed", self.seed, "at least 0")
         _require(self.evaluate_every >= 1, "evaluate_every", self.evaluate_every, "at least 1")
         _require(self.evaluate_clients_every >= 0, "evaluate_clients_every", self.evaluate_clients_every, "at least 0")
+        asked = self.clock.buffer_size if self.clock.mode == "asynchronous" else self.cohort_size
+        least = self.runtime.min_clients
+        _require(least <= asked, "runtime.min_clients", least, f"at most {asked}, the updates that a round can bring")
         paced = self.runtime.emulate == "realtime" and self.clock.mode == "asynchronous"
         _require(not paced, "runtime.emulate", "realtime", "virtual with clock.mode asynchronous")
         if self.clients_per_round is not None:

@@ -183,7 +183,7 @@ class Experiment:
                 self.tracker.round(row)
         self.method.setup(context)
         timeline = [entry for entry in self.folder.timeline() if entry["round"] <= done]
-        every, state = self.config.checkpoint.every, found
+        every, state = self.config.checkpoint.every, found or self._checkpoint(0, context)
         try:
             for report in [] if self._best.stalled else rounds(context, self.method, self._weights, done):
                 self._weights = report.weights
@@ -191,7 +191,7 @@ class Experiment:
                     self._log(report, timeline, context)
                     self._keep_failure(report, state)
                     # Taken now: an interrupt comes in the middle of the next round, when the method has moved on.
-                    state = self._checkpoint(report, context)
+                    state = self._checkpoint(report.row["round"], context)
                     if every and report.row["round"] % every == 0:
                         checkpoint.save(self.folder / "checkpoints", state)
                 if self._best.stalled:
@@ -201,20 +201,21 @@ class Experiment:
                     )
                     break
         finally:
-            if every and state is not None:  # whatever ended the rounds, none that is finished is lost
+            if every:  # whatever ended the rounds, none that is finished is lost
                 checkpoint.save(self.folder / "checkpoints", state)
 
-    def _keep_failure(self, report: RoundReport, before: checkpoint.Checkpoint | None) -> None:
+    def _keep_failure(self, report: RoundReport, before: checkpoint.Checkpoint) -> None:
         """Keep the start of a round in which a client raised, so that ``fl-ray replay`` begins there."""
         raised = any(record.left_out.kind == "raised" for record in report.result.left_out)
         kept = self.folder / "failures"
-        if raised and before is not None and len(list(kept.glob("*.safetensors"))) < _FAILURES:
+        if raised and len(list(kept.glob("*.safetensors"))) < _FAILURES:
             checkpoint.save(kept, before, _FAILURES)
 
-    def _checkpoint(self, report: RoundReport, context: RunContext) -> checkpoint.Checkpoint:
-        state = checkpoint_of(report, context, self.method, self._wall())
+    def _checkpoint(self, rounds_done: int, context: RunContext) -> checkpoint.Checkpoint:
+        state = checkpoint_of(rounds_done, self._weights, context, self.method, self._wall())
         state.state["best"] = self._best.state()
         state.notes = {"tracking_run": self.tracker.run_id if self.tracker is not None else None}
+        state.notes["run"] = dict(context.notes)
         if context.synthesis is not None:
             state.notes["generator"] = context.synthesis.keys()
         return state
@@ -239,7 +240,8 @@ class Experiment:
         if self.tracker is not None:
             self.tracker.round(row)
         self._tell_left_out(report)
-        if report.plan is not None and number <= TIMELINE_ROUNDS:
+        # An asynchronous round has no common start to draw its devices from.
+        if report.plan is not None and not report.plan.start and number <= TIMELINE_ROUNDS:
             shown, plan = slice(0, TIMELINE_CLIENTS), report.plan
             parts = {name: values[shown] for name, values in asdict(plan.cost).items() if name.startswith("t_")}
             entry = {"round": number, "start_s": report.started_virtual_s, "clients": plan.cohort[shown]}

@@ -100,6 +100,7 @@ def restore(found: Checkpoint, context: RunContext, method: Method) -> np.ndarra
     """Put a checkpoint's state back into a run's parts; the weights."""
     context.ledger, context.path = Ledger(**found.ledger), found.path
     context.faults.update(found.faults)
+    context.notes |= found.notes.get("run", {})
     context.phases.seconds.update(found.phases)
     method.load_state(found.state.get("method", {}))
     context.sampler.load_state(found.state.get("sampler", {}))

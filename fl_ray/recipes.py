@@ -301,8 +301,8 @@ def _refuse_nested(label: str, kind: type, values: dict[str, Any]) -> None:
         for tier in values.get("tiers") or []:
             _refuse_nested("fleet.tiers", cfg.TierConfig, _mapping("fleet.tiers", tier))
         for key, nested in (("availability", cfg.AvailabilityConfig), ("trace", cfg.TraceConfig)):
-            if values.get(key):
-                _refuse_nested(f"fleet.{key}", nested, _mapping(f"fleet.{key}", values[key]))
+            if values.get(key) is not None:
+                _plain(f"fleet.{key}", nested, _mapping(f"fleet.{key}", values[key]))  # tells what is wrong in it
     if kind is cfg.GeneratorConfig and values.get("pool"):
         _refuse_nested("generator.pool", cfg.PoolConfig, _mapping("generator.pool", values["pool"]))
 

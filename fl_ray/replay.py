@@ -84,6 +84,8 @@ def replay(path: Path, number: int, client: int, progress: Progress | None = Non
     """
     folder, progress = RunFolder(path), progress or Progress(enabled=False)
     config = _quiet(folder.config())
+    if not 0 <= client < config.data.clients:
+        raise SettingError(f"--client is {client}, but the run's clients are 0 to {config.data.clients - 1}")
     _check_round(folder, config, number)
     method = check(config)
     if not method.trains_clients:

@@ -117,6 +117,10 @@ def make_schedule(config: RunConfig, method: Method) -> Schedule:
     Raises:
         SettingError: the method can't be run asynchronously.
     """
+    if config.clock.late == "weight_down" and not method.weighs_clients:
+        raise SettingError(
+            f"clock.late is weight_down, but method {config.method.name} counts all clients alike; use leave_out"
+        )
     if config.clock.mode != "asynchronous":
         return Synchronous()
     if not method.asynchronous:

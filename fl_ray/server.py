@@ -111,6 +111,7 @@ def _train(
         f"round {number + 1}: {len(result.included)} updates came in, twice, but runtime.min_clients is {wanted}. "
         + "; ".join(reasons[:_TOLD])
         + (f"; and {len(reasons) - _TOLD} more" if len(reasons) > _TOLD else "")
+        + ". Ways out: lower runtime.min_clients or fleet.dropout, raise clock.deadline_s or clients_per_round"
         + (f". See what happened: {run.folder.replay_command(number + 1, shown)}" if shown is not None else "")
     )
 
@@ -144,8 +145,8 @@ def _book(run: RunContext, method: Method, plan: RoundPlan, result: RoundResult)
     run.ledger.advance(run.ledger.virtual_time_s, energy, sent * up, len(plan.cohort) * down)
 
 
-def checkpoint_of(report: RoundReport, run: RunContext, method: Method, wall_s: float) -> Checkpoint:
-    """What resuming after this round needs."""
+def checkpoint_of(rounds_done: int, weights: np.ndarray, run: RunContext, method: Method, wall_s: float) -> Checkpoint:
+    """What going on after so many rounds needs."""
     state = {"method": method.state(), "sampler": run.sampler.state(), "schedule": run.schedule.state()}
     ledger, phases = run.ledger.state(), dict(run.phases.seconds)
-    return Checkpoint(report.row["round"], report.weights, state, ledger, dict(run.faults), phases, wall_s, run.path)
+    return Checkpoint(rounds_done, weights, state, ledger, dict(run.faults), phases, wall_s, run.path)

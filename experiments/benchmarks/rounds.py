@@ -17,6 +17,7 @@ import json
 import os
 import statistics
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,11 @@ class Watch:
         if self.startup is None:
             self.startup = since_process_start()
         if row["round"] in (WARM_UP - 1, self.rounds):
-            self.peak = max(self.peak, pss_mb(os.getpid(), self.others))
+            threading.Timer(0.3, self.look).start()  # while the clients of the next round train
+
+    def look(self) -> None:
+        """Take the memory of now."""
+        self.peak = max(self.peak, pss_mb(os.getpid(), self.others))
 
     def message(self, text: str) -> None:
         print(f"  {text}", flush=True)

@@ -23,6 +23,7 @@ class Method(ABC):
         uses_generator: the recipe needs a ``generator``.
         trains_clients: clients train in this method's rounds.
         exchanges_weights: clients receive and send the model each round.
+        weighs_clients: a client's share counts in the average.
         asynchronous: updates of clients that started from different versions may be averaged.
         proximal: mu of a term mu/2 ||w - start||^2 that is added to every client's loss.
     """
@@ -31,6 +32,7 @@ class Method(ABC):
     uses_generator: bool = False
     trains_clients: bool = True
     exchanges_weights: bool = True
+    weighs_clients: bool = True
     asynchronous: bool = False
     proximal: float = 0.0
 

@@ -24,6 +24,7 @@ __all__ = ["CoordinateMedian", "Krum", "TrimmedMean"]
 
 class _Robust(Method):
     needs = "individual"
+    weighs_clients = False
 
     def refusal(self, clients: int) -> str | None:
         """Why so many clients are too few, with the way out; or None."""

@@ -131,7 +131,7 @@ def _timeline(folder: RunFolder) -> str:
     rounds = folder.timeline()
     if not rounds:
         return ""
-    caption = f"The first {len(rounds)} rounds on the virtual clock: each round ends with its slowest device."
+    caption = f"The first {len(rounds)} rounds on the virtual clock: each round ends with its slowest device, or at its deadline."
     return html.section(
         "Device timeline", html.figure(save_svg(folder.path, "timeline", timeline_figure(rounds)), caption)
     )

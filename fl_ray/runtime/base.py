@@ -162,7 +162,9 @@ class Runtime(ABC):
 
 def merge(parts: Sequence[PartialResult], size: int, individual: bool) -> RoundResult:
     """One result of the hosts' parts; the same for any grouping of clients into parts."""
-    records = sorted((record for part in parts for record in part.records), key=lambda record: record.client)
+    records = sorted(
+        (record for part in parts for record in part.records), key=lambda record: (record.client, record.turn)
+    )
     weights = {client: values for part in parts for client, values in part.weights.items()}
     if individual:
         return RoundResult(None, weights, records)

@@ -31,8 +31,8 @@ from lightning_modules.classifier import Classifier
 __all__ = ["BatchedClients", "BatchedTraining", "refusal"]
 
 _ELEMENTWISE = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop)
-_TRACE_AFTER = 3
-_MAX_TRACES = 32
+_TRACE_AFTER = 50  # tracing takes as long as dozens of steps
+_MAX_TRACES = 8
 _OURS = ("torch.nn.", "lightning_modules.")
 
 

@@ -19,6 +19,7 @@ from torch.nn import functional
 from fl_ray.aggregation import ExactSum
 from fl_ray.errors import FlRayError, SettingError
 from fl_ray.model import WeightLayout, build_module
+from fl_ray.randomness import seeded_torch
 from fl_ray.runtime import memory
 from fl_ray.runtime.batched import BatchedClients, BatchedTraining, refusal
 from fl_ray.runtime.local_training import Correction, Key, has_batch_norm, lr_factor, train_locally
@@ -41,7 +42,8 @@ __all__ = ["ClientHost"]
 _BATCHED_BYTES = 2**26  # of the stacked parameters of clients that are computed together
 _BATCHED_CLIENTS = 64
 _WORTH_IT = 1.25  # how much faster ``auto`` wants the batched path to be
-_TRIAL_BATCHES = 3
+_GROUPS = (1, 2, 3, 5, 16)  # sizes of groups that are compared with a whole one
+_TRIAL_BATCHES = 50
 _SLOW_STEP_S = 0.01  # above it, launching kernels is a small part of a step
 _ONE_SAMPLE = LeftOut("one_sample", "batch norm can't train on its one sample (data.partition.min_samples 2 avoids it)")
 _NOT_FINITE = LeftOut("not_finite", "its update is not finite (or above 2^20)")
@@ -80,7 +82,8 @@ class ClientHost:
         warnings.filterwarnings("ignore", message=".*NumPy array is not writable.*")
         self.job, self.data, self._fetch = job, data, fetch
         self.device = device or torch.device("cpu")
-        self.module = build_module(job.model, job.shape, job.training).to(self.device)
+        with seeded_torch(job.seed, "init"):  # buffers that are drawn and not sent must be those of all other hosts
+            self.module = build_module(job.model, job.shape, job.training).to(self.device)
         # Convolutions, and the pools behind them, are faster on channels that lie together.
         self._format = torch.contiguous_format
         if any(isinstance(part, nn.Conv2d) for part in self.module.modules()):
@@ -89,7 +92,7 @@ class ClientHost:
         self.layout = WeightLayout(self.module)
         self._updates = UpdateChain(job.updates, self.layout.is_parameter, job.seed)
         self._batched: BatchedTraining | None = None
-        self._test: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+        self._test: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._trial = False  # while the training path is chosen: one epoch of a few batches
 
     def train(self, tasks: Sequence[Task], weights: np.ndarray, settings: RoundSettings) -> PartialResult:
@@ -127,16 +130,17 @@ class ClientHost:
         good: set[int] = set()
         if trained:
             updates = _rows([outcomes[place].trained for place in trained]) - _rows([starts[p] for p in trained])
+            if self._updates:
+                tasks = [outcomes[place].task for place in trained]
+                turns = [_turn(task, settings) for task in tasks]
+                pairs = zip(updates, turns, [task.client for task in tasks], strict=True)
+                updates = torch.stack([self._updates.apply(*pair) for pair in pairs])
             finite = ExactSum.fits(updates).tolist()
             kept = [row for row, place in enumerate(trained) if finite[row] and np.isfinite(outcomes[place].loss)]
             good = {trained[row] for row in kept}
             if len(kept) < len(trained):
                 updates = updates[kept]
             tasks = [outcomes[place].task for place in sorted(good)]
-            if self._updates and tasks:
-                turns = [settings.number if task.turn is None else task.turn for task in tasks]
-                pairs = zip(updates, turns, [task.client for task in tasks], strict=True)
-                updates = torch.stack([self._updates.apply(*pair) for pair in pairs])
             if total is None:
                 for place, update, task in zip(sorted(good), updates, tasks, strict=True):
                     new = starts[place] + update if self._updates else outcomes[place].trained
@@ -151,7 +155,15 @@ class ClientHost:
             client, share = outcome.task.client, outcome.task.share
             result.records.append(
                 ClientRecord(
-                    client, int(sizes[client]), outcome.loss, share, outcome.started, now, left_out, outcome.raised
+                    client,
+                    int(sizes[client]),
+                    outcome.loss,
+                    share,
+                    outcome.started,
+                    now,
+                    left_out,
+                    outcome.raised,
+                    _turn(outcome.task, settings),
                 )
             )
 
@@ -219,6 +231,7 @@ class ClientHost:
             self._batched = BatchedTraining(self.module)
         own = [self._rows(task.client) for task in tasks]
         base = _rows(starts)  # [1, size] where all start alike
+        self.layout.write(starts[0])  # for the buffers: ``_unfit`` has seen that they stay
         x, y = self._inputs(np.concatenate(own))
         offsets = [self._offset(task) for task in tasks]
         clients = BatchedClients(
@@ -245,7 +258,7 @@ class ClientHost:
         return 1 if self._trial else self.job.training.local_epochs
 
     def _key(self, task: Task, settings: RoundSettings) -> Key:
-        return (self.job.seed, "client", settings.number if task.turn is None else task.turn, task.client)
+        return (self.job.seed, "client", _turn(task, settings), task.client)
 
     def _offset(self, task: Task) -> list[torch.Tensor]:
         if task.offset is None:
@@ -276,11 +289,16 @@ class ClientHost:
         factor = lr_factor(training, round_number, self.job.rounds)
         return train_locally(self.module, x, y, training, epochs, factor, key, correction)
 
-    def resolve_path(self, wanted: str, clients: Sequence[int], weights: np.ndarray) -> tuple[TrainingPath, str]:
+    def resolve_path(
+        self, wanted: str, clients: Sequence[int], at_once: int, weights: np.ndarray
+    ) -> tuple[TrainingPath, str]:
         """Which training path ``runtime.training_path`` means here, and why.
 
-        ``auto`` trains the given clients for a few batches by either path, and takes ``batched`` where it is clearly
-        faster.
+        ``auto`` trains clients for an epoch by either path, and takes ``batched`` where it is clearly faster.
+
+        Args:
+            clients: to try it with.
+            at_once: how many a host has in a round.
 
         Raises:
             SettingError: ``batched`` was asked for and can't be had.
@@ -289,7 +307,7 @@ class ClientHost:
             return "plain", "it is set"
         self._trial = True
         try:
-            path, reason, can = self._choose_path(wanted, clients, weights)
+            path, reason, can = self._choose_path(wanted, clients, at_once, weights)
         finally:
             self._trial = False
         if wanted == "batched" and not can:
@@ -299,40 +317,52 @@ class ClientHost:
             )
         return path, reason
 
-    def _choose_path(self, wanted: str, clients: Sequence[int], weights: np.ndarray) -> tuple[TrainingPath, str, bool]:
+    def _choose_path(
+        self, wanted: str, clients: Sequence[int], at_once: int, weights: np.ndarray
+    ) -> tuple[TrainingPath, str, bool]:
         reason = refusal(self.module)
         if reason is not None:
             return "plain", reason, False
-        tasks = [Task(client, 1 / len(clients)) for client in clients]
+        tasks = [Task(client, 1 / len(clients)) for client in clients[:at_once]]
         if wanted == "auto":
             batches = -(-len(self._rows(clients[0])) // self.job.training.batch_size)
             step = self._measured(tasks[:1], weights, "plain") / batches
             if step > _SLOW_STEP_S:
                 return "plain", f"a step takes {1000 * step:.0f} ms, of which little is overhead", True
-        reason = self._grouping_matters(tasks, weights)
+        reason = self._unfit(clients, weights)
         if reason is not None:
             return "plain", reason, False
         if wanted == "batched":
             return "batched", "it is set", True
         seconds = {path: self._measured(tasks, weights, path) for path in ("plain", "batched")}
         faster = seconds["plain"] / seconds["batched"]
-        told = f"batched trains {len(clients)} clients {faster:.1f} times as fast as plain"
+        told = f"batched trains {len(tasks)} clients {faster:.1f} times as fast as plain"
         return ("batched" if faster >= _WORTH_IT else "plain"), told, True
 
-    def _grouping_matters(self, tasks: list[Task], weights: np.ndarray) -> str | None:
-        """Try the batched path: clients together, and each by itself, must give the same bits."""
-        starts = [torch.from_numpy(weights)] * len(tasks)
+    def _unfit(self, clients: Sequence[int], weights: np.ndarray) -> str | None:
+        """Try the batched path: any number of clients together must give each the same bits, and buffers must stay."""
+        start = torch.from_numpy(weights)
+        turns = range(-(-_BATCHED_CLIENTS // len(clients)))
+        tasks = [Task(client, 1.0, turn=turn) for turn in turns for client in clients][:_BATCHED_CLIENTS]
         settings = RoundSettings(0, "batched")
         try:
-            together = self._train_batched(tasks, starts, settings)
-            alone = [self._train_batched([task], starts[:1], settings)[0] for task in tasks]
+            whole = self._train_batched(tasks, [start] * len(tasks), settings)
+            for size in _GROUPS:
+                part = self._train_batched(tasks[:size], [start] * size, settings)
+                pairs = zip(part, whole[:size], strict=True)
+                if not all(
+                    torch.equal(one.trained.view(torch.int32), two.trained.view(torch.int32)) for one, two in pairs
+                ):
+                    return "on this processor its result depends on who is computed together"
+            buffers = torch.from_numpy(~self.layout.is_parameter)
+            if not torch.equal(self._train_one(tasks[0], start, settings).trained[buffers], start[buffers]):
+                return "its buffers change in training"
         except FlRayError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever torch.func can't do with a user's module; it is told
             said = (str(error).splitlines() or [""])[0]
             return f"torch.func can't run it ({type(error).__name__}: {said})"
-        same = all(torch.equal(one.trained, other.trained) for one, other in zip(together, alone, strict=True))
-        return None if same else "on this processor its result depends on who is computed together"
+        return None
 
     def _measured(self, tasks: list[Task], weights: np.ndarray, path: TrainingPath) -> float:
         """Seconds of one training of the tasks' clients; the faster of two, after one that isn't counted."""
@@ -355,12 +385,16 @@ class ClientHost:
 
     def evaluate_test(self, weights: np.ndarray, blocks: list[int]) -> list[Evaluation]:
         """Evaluate on blocks of the global test images."""
-        if self._test is None:  # normalised once, then kept
-            x = self.job.shape.normalise(self.data.test_images, self.device).contiguous(memory_format=self._format)
-            y = torch.from_numpy(self.data.test_labels).to(self.device)
-            self._test = list(zip(x.split(EVALUATION_BLOCK), y.split(EVALUATION_BLOCK), strict=True))
         self.layout.write(torch.from_numpy(weights))
-        return [self._evaluate(*self._test[block]) for block in blocks]
+        return [self._evaluate(*self._test_block(block)) for block in blocks]
+
+    def _test_block(self, block: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if block not in self._test:  # normalised once, then kept
+            rows = slice(block * EVALUATION_BLOCK, (block + 1) * EVALUATION_BLOCK)
+            x = self.job.shape.normalise(self.data.test_images[rows], self.device)
+            y = torch.from_numpy(self.data.test_labels[rows]).to(self.device)
+            self._test[block] = x.contiguous(memory_format=self._format), y
+        return self._test[block]
 
     def evaluate_clients(self, weights: np.ndarray, clients: list[int], part: str) -> list[Evaluation | None]:
         """Evaluate on each client's own images of a part (``held_out`` or ``partition``); None where it has none."""
@@ -386,6 +420,10 @@ class ClientHost:
         correct = int((logits.argmax(dim=1) == y).sum())
         loss = float(functional.cross_entropy(logits.double(), y, reduction="sum"))
         return Evaluation(correct, loss, len(y))
+
+
+def _turn(task: Task, settings: RoundSettings) -> int:
+    return settings.number if task.turn is None else task.turn
 
 
 def _rows(vectors: Sequence[torch.Tensor]) -> torch.Tensor:

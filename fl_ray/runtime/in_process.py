@@ -30,13 +30,13 @@ class InProcessRuntime(Runtime):
     """One host, in this process."""
 
     def open(self, job: Job, data: JobData, fleet: FleetConfig, tier_of: np.ndarray, cohort_size: int) -> None:
-        self.host = ClientHost(job, data)
+        self.host, self._cohort_size = ClientHost(job, data), cohort_size
 
     def shared(self) -> JobData:
         return self.host.data
 
     def resolve_path(self, wanted: str, clients: Sequence[int], weights: np.ndarray) -> tuple[TrainingPath, str]:
-        return self.host.resolve_path(wanted, clients, weights)
+        return self.host.resolve_path(wanted, clients, self._cohort_size, weights)
 
     def hold(self, weights: np.ndarray) -> np.ndarray:
         return weights

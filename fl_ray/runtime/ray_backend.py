@@ -36,7 +36,11 @@ _LOST = (
     ray.exceptions.ObjectLostError,
     ray.exceptions.WorkerCrashedError,
     ray.exceptions.NodeDiedError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.ActorUnschedulableError,
+    ray.exceptions.ActorPlacementGroupRemoved,
 )
+_LOAD_TIMEOUT_S = 180  # importing torch and Lightning takes seconds, on a crowded machine a minute
 _MOST_LOSSES = 3  # of one piece of work, before it counts as what kills the actors
 _INLINE_BYTES = 65536  # smaller weights travel in the call itself
 
@@ -123,6 +127,7 @@ class RayRuntime(Runtime):
         self._loading: dict[int, ray.ObjectRef] = {}  # slots whose actor does not answer yet
         self._server: Any = None  # started when a method first trains on the server
         self._server_ready = False
+        self._job: Job | None = None
         self._failure: BaseException | None = None
         self._starting = threading.Thread(target=self._begin, args=(ahead,), daemon=True)
         self._starting.start()
@@ -163,8 +168,9 @@ class RayRuntime(Runtime):
         slots = self._plan(fleet, tier_of, cohort_size)
         if slots != self._slots:
             self._start(slots)
-        self._loading = {index: self._load(actor) for index, actor in enumerate(self._actors)}
-        self._settle(set(range(len(self._slots))))
+        else:
+            self._load_all()
+        self._settle()
 
     def shared(self) -> JobData:
         return ray.get(self._data)
@@ -176,25 +182,40 @@ class RayRuntime(Runtime):
         self._group = self._place(slots, ray.cluster_resources())
         self._slots = slots
         self._actors = [self._actor(index, slot) for index, slot in enumerate(slots)]
+        if self._job is not None:  # not where they are started ahead of their run
+            self._load_all()
+
+    def _load_all(self) -> None:
+        self._loading = {index: self._load(actor) for index, actor in enumerate(self._actors)}
 
     def _load(self, actor: Any) -> ray.ObjectRef:
         return actor.load.remote(self._job, self._data)
 
-    def _settle(self, awaited: set[int]) -> None:
-        """Wait for actors that are loading; one that dies while it does is started again, a bounded number of times."""
-        for _ in range(_MOST_LOSSES):
-            lost = False
-            for index in sorted(awaited & set(self._loading)):
-                try:
-                    _get(self._loading[index])
-                except _LOST as error:
-                    lost = True
-                    self._bury(index, error)
-                else:
-                    del self._loading[index]
-            if not lost:
-                return
-        raise PlacementError("client actors die while they are started; look for the reason in Ray's session logs")
+    def _settle(self) -> None:
+        """Wait until all actors answer; one that dies while it loads is started again, a bounded number of times."""
+        losses, deadline = 0, time.monotonic() + _LOAD_TIMEOUT_S
+        while self._loading:
+            ready, _ = ray.wait(list(self._loading.values()), timeout=max(0.0, deadline - time.monotonic()))
+            if not ready or losses > _MOST_LOSSES:
+                raise PlacementError(
+                    f"{len(self._loading)} of {len(self._slots)} client actors did not answer within "
+                    f"{_LOAD_TIMEOUT_S} s, or died {losses} times while they were started; look for the reason in "
+                    "Ray's session logs, or lower runtime.num_actors"
+                )
+            losses += self._welcome(ready)
+
+    def _welcome(self, ready: Sequence[ray.ObjectRef]) -> int:
+        """Take in actors that have loaded; those that died over it are started again, without waiting. How many did."""
+        lost = 0
+        for index in [index for index, reference in self._loading.items() if reference in ready]:
+            try:
+                _get(self._loading[index])
+            except _LOST as error:
+                lost += 1
+                self._bury(index, error)
+            else:
+                del self._loading[index]
+        return lost
 
     def _bury(self, index: int, error: Exception) -> None:
         """Start a lost actor again, in its bundle, without waiting for it."""
@@ -206,17 +227,17 @@ class RayRuntime(Runtime):
 
     def _live(self) -> list[int]:
         """Slots whose actor answers. Where there is none, wait for one, and at last place all anew on what is left."""
-        for index, reference in list(self._loading.items()):
-            if ray.wait([reference], timeout=0)[0]:
-                self._settle({index})
+        if self._loading:
+            waiting = list(self._loading.values())
+            self._welcome(ray.wait(waiting, num_returns=len(waiting), timeout=0)[0])
         live = [index for index in range(len(self._slots)) if index not in self._loading]
         if live:
             return live
         ready, _ = ray.wait(list(self._loading.values()), timeout=self.config.placement_timeout_s)
         if not ready:
             self._tell("no client actor is left; placing them anew")
-            self._start(plan_slots(self.config, self._fleet, self._tier_of, self._cohort_size, ray.cluster_resources()))
-            self._settle(set(range(len(self._slots))))
+            self._start(self._plan(self._fleet, self._tier_of, self._cohort_size))
+            self._settle()
         return self._live()
 
     def _run(self, calls: Sequence[_Call]) -> list[Any]:
@@ -295,8 +316,8 @@ class RayRuntime(Runtime):
         return ray.put(weights) if weights.nbytes > _INLINE_BYTES else weights
 
     def resolve_path(self, wanted: str, clients: Sequence[int], weights: np.ndarray) -> tuple[TrainingPath, str]:
-        here = list(clients)[: -(-len(clients) // len(self._slots))]  # as many as an actor trains in a round
-        return self._run([_Call(self._live()[0], "resolve_path", (wanted, here, self.hold(weights)))])[0]
+        at_once = -(-self._cohort_size // len(self._slots))
+        return self._run([_Call(self._live()[0], "resolve_path", (wanted, clients, at_once, self.hold(weights)))])[0]
 
     def train(self, tasks: Sequence[Task], weights: np.ndarray, settings: RoundSettings, phases: Phases) -> RoundResult:
         with phases.phase("dispatch"):
@@ -345,6 +366,8 @@ class RayRuntime(Runtime):
     ) -> _OnServer:
         def again() -> ray.ObjectRef:
             self._tell("the server's actor is lost; its training is done again")
+            if self._server is not None:
+                ray.kill(self._server)
             self._server, self._server_ready = None, False
             return begin()
 
@@ -359,13 +382,14 @@ class RayRuntime(Runtime):
             # The server only works while clients do or while they wait: it reserves no CPU of the emulated devices.
             self._server = HostActor.options(num_cpus=0, **gpus).remote()
         if not self._server_ready:
-            ready, _ = ray.wait([self._load(self._server)], timeout=self.config.placement_timeout_s)
+            ready, _ = ray.wait([self._load(self._server)], timeout=_LOAD_TIMEOUT_S)
             if not ready:
                 raise PlacementError(
                     f"Ray did not start the server's actor (GPU {self.config.gpus_per_actor:g}) within "
-                    f"{self.config.placement_timeout_s:g} s; free: {ray.available_resources()}. Lower "
-                    "runtime.gpus_per_actor or runtime.num_actors, or raise runtime.placement_timeout_s"
+                    f"{_LOAD_TIMEOUT_S} s; free: {ray.available_resources()}. Lower runtime.gpus_per_actor or "
+                    "runtime.num_actors"
                 )
+            _get(ready[0])
             self._server_ready = True
         return self._server
 
@@ -379,7 +403,8 @@ class RayRuntime(Runtime):
         if self._group is not None:
             remove_placement_group(self._group)
             self._wait_until_free()
-        self._slots, self._actors, self._server, self._group, self._loading = [], [], None, None, {}
+        self._slots, self._actors, self._group, self._loading = [], [], None, {}
+        self._server, self._server_ready = None, False
 
     def _wait_until_free(self) -> None:
         """Ray gives the bundles back a moment after it says so; the next placement would count them as taken."""

@@ -138,6 +138,8 @@ class ClientRecord:
     ended: float
     left_out: LeftOut | None = None
     raised: str | None = None
+    turn: int = 0
+    """As the task's: tells apart two updates of one client in an asynchronous round."""
 
 
 @dataclass

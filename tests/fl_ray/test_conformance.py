@@ -26,6 +26,8 @@ OWN = {  # settings without which a method refuses a cohort of three
     "krum": {"method__byzantine": 0, "method__multi": 2},
     "trimmed_mean": {"method__trim": 0.34},
 }
+# Sums of updates, individual weights with state by client, models by client, a server that trains and generates.
+OF_EACH_KIND = ("fedavg", "scaffold", "local_only", "genfl")
 CLIENTS = 4  # as many as the session's Ray has CPUs for, so that per_client fits
 
 
@@ -49,7 +51,15 @@ def assert_same(one: Experiment, other: Experiment) -> None:
         assert json.dumps([row[column] for column in kept]) == json.dumps([same[column] for column in kept])
 
 
-@pytest.mark.parametrize("method", REGISTRY["method"])
+@pytest.mark.parametrize(
+    ("ray_runtime", "method"),
+    [
+        (layout, method)
+        for layout in LAYOUTS
+        for method in (REGISTRY["method"] if layout == "pooled_2" else OF_EACH_KIND)
+    ],
+    indirect=["ray_runtime"],
+)
 def test_ray_equals_in_process_to_the_bit(ray_runtime: Runtime, run_small: Run, method: str) -> None:
     settings = {
         "data__clients": CLIENTS,

@@ -89,11 +89,7 @@ def test_the_servers_actor_killed_in_a_round_changes_no_result(
         def work() -> None:
             while len(experiment.folder.history()) < 2:
                 time.sleep(0.01)
-            # The actor trains, so it would answer late: its process is found by what Ray knows of it.
-            from ray.util.state import list_actors
-
-            named = [actor for actor in list_actors() if actor["actor_id"] == runtime._server._actor_id.hex()]
-            os.kill(named[0]["pid"], signal.SIGKILL)
+            os.kill(pid_of(runtime._server), signal.SIGKILL)  # answered when the round before is done
 
         thread = threading.Thread(target=work)
         thread.start()
