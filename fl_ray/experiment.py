@@ -240,8 +240,7 @@ class Experiment:
         if self.tracker is not None:
             self.tracker.round(row)
         self._tell_left_out(report)
-        # An asynchronous round has no common start to draw its devices from.
-        if report.plan is not None and not report.plan.start and number <= TIMELINE_ROUNDS:
+        if report.plan is not None and number <= TIMELINE_ROUNDS:
             shown, plan = slice(0, TIMELINE_CLIENTS), report.plan
             parts = {name: values[shown] for name, values in asdict(plan.cost).items() if name.startswith("t_")}
             entry = {"round": number, "start_s": report.started_virtual_s, "clients": plan.cohort[shown]}

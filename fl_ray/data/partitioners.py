@@ -373,8 +373,8 @@ class Natural(Partitioner):
 class Resampled:
     """A population of any size over a finite set: each client's ``samples`` rows are a window of a random order.
 
-    Clients share samples, so this is for studies of scale, not of how data are spread; what one client holds out, others
-    train on.
+    Clients share samples, so this is for studies of scale, not of how data are spread: what one client holds out,
+    others train on.
     """
 
     samples: int = 50

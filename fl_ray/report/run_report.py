@@ -129,9 +129,10 @@ def samples_section(folder: RunFolder) -> str:
 
 def _timeline(folder: RunFolder) -> str:
     rounds = folder.timeline()
-    if not rounds:
+    # An asynchronous round has no common start to draw its devices from.
+    if not rounds or folder.config().clock.mode == "asynchronous":
         return ""
-    caption = f"The first {len(rounds)} rounds on the virtual clock: each round ends with its slowest device, or at its deadline."
+    caption = f"The first {len(rounds)} rounds on the virtual clock: each ends with its slowest device or its deadline."
     return html.section(
         "Device timeline", html.figure(save_svg(folder.path, "timeline", timeline_figure(rounds)), caption)
     )

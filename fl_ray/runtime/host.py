@@ -426,6 +426,11 @@ def _turn(task: Task, settings: RoundSettings) -> int:
     return settings.number if task.turn is None else task.turn
 
 
+def _bits(vector: torch.Tensor) -> torch.Tensor:
+    """Float32 as integers, which are equal where NaN is."""
+    return vector.view(torch.int32)
+
+
 def _rows(vectors: Sequence[torch.Tensor]) -> torch.Tensor:
     """Vectors [size] as rows; a single row where they are all the same one."""
     first = vectors[0]

@@ -99,7 +99,7 @@ def test_grouping_and_order_change_no_bit(model: str, training: dict) -> None:
     made = host(model, **training)
     start = start_of(made)
     try:
-        made.resolve_path("batched", range(len(SIZES)), start)
+        made.resolve_path("batched", range(len(SIZES)), 1, start)
     except SettingError as error:  # a promise that is not given need not be kept
         if "on this processor its result depends on who is computed together" not in str(error):
             raise
@@ -163,7 +163,7 @@ REFUSED = {
 def test_a_refused_module_says_why(model: str, reason: str) -> None:
     made = host(model)
     with pytest.raises(SettingError, match=f"runtime.training_path is batched.*{reason}.*use plain or auto"):
-        made.resolve_path("batched", [0, 1], start_of(made))
+        made.resolve_path("batched", [0, 1], 2, start_of(made))
 
 
 def test_dropout_is_refused_unless_it_drops_nothing() -> None:
