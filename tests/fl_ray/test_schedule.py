@@ -58,6 +58,7 @@ def context(
         fleet=fleet,
         runtime=SimpleNamespace(hold=lambda weights: weights),
         is_parameter=np.ones(1000, dtype=bool),
+        folder=None,
         progress=None,
         sampler=Uniform(),
         schedule=None,
