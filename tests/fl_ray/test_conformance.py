@@ -51,16 +51,12 @@ def assert_same(one: Experiment, other: Experiment) -> None:
         assert json.dumps([row[column] for column in kept]) == json.dumps([same[column] for column in kept])
 
 
-@pytest.mark.parametrize(
-    ("ray_runtime", "method"),
-    [
-        (layout, method)
-        for layout in LAYOUTS
-        for method in (REGISTRY["method"] if layout == "pooled_2" else OF_EACH_KIND)
-    ],
-    indirect=["ray_runtime"],
-)
+@pytest.mark.parametrize("method", OF_EACH_KIND)
 def test_ray_equals_in_process_to_the_bit(ray_runtime: Runtime, run_small: Run, method: str) -> None:
+    assert_ray_equals_in_process(ray_runtime, run_small, method)
+
+
+def assert_ray_equals_in_process(ray_runtime: Runtime, run_small: Run, method: str) -> None:
     settings = {
         "data__clients": CLIENTS,
         "method__name": method,
