@@ -76,7 +76,7 @@ def test_a_deadline_leaves_out_who_is_late(small: Small) -> None:
     assert plan.cost.latency_s == pytest.approx([1 + 2 * LINK_S, 2 + 2 * LINK_S, 3 + 2 * LINK_S])
     assert plan.until_s == pytest.approx([1 + 2 * LINK_S, 2 + 2 * LINK_S, 2.5])
     assert list(plan.left_out) == [2]
-    assert "deadline" in plan.left_out[2]
+    assert plan.left_out[2].kind == "late"
     assert plan.ends_s == 2.5
     energy, sent = plan.spent()
     assert energy == pytest.approx(0.2 * (1 + 2 + 2.5 - LINK_S) + 2 * 0.2 * LINK_S)
