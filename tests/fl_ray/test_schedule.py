@@ -22,7 +22,7 @@ from fl_ray.experiment import Experiment
 from fl_ray.methods.fedavg import FedAvg
 from fl_ray.randomness import numpy_generator, seeded_torch, torch_generator
 from fl_ray.run_folder import HISTORY_COLUMNS
-from fl_ray.runtime.base import merge
+from fl_ray.runtime.base import RoundResult, merge
 from fl_ray.runtime.start import open_runtime
 from fl_ray.runtime.tasks import RoundSettings, Task
 from fl_ray.sampling import Uniform
@@ -84,7 +84,7 @@ def test_a_deadline_leaves_out_who_is_late(small: Small) -> None:
     tasks = plan.adapt(FedAvg().tasks(run, 0, plan.cohort[plan.arrived]))
     assert [task.client for task in tasks] == [0, 1]
     assert [task.share for task in tasks] == pytest.approx([1 / 3, 2 / 3])
-    _book(run, FedAvg(), plan)
+    _book(run, FedAvg(), plan, RoundResult(None, {}, []))
     assert (run.ledger.bytes_up, run.ledger.bytes_down) == (2 * 4000, 3 * 4000)
     assert run.ledger.samples_trained == 300
 
