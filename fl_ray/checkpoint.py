@@ -29,7 +29,7 @@ class Checkpoint:
         state: arrays by part of the run (method, sampler, schedule, best) and name.
         faults: how many updates were left out, by kind; and how many clients were trained again.
         path: how clients are trained.
-        notes: what else belongs to the run: the tracker's run, the generator's cache keys.
+        notes: what else belongs to the run: the tracker's run, the generator's cache keys, notes for its summary.
     """
 
     rounds_done: int

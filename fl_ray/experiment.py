@@ -25,13 +25,13 @@ from fl_ray.methods.base import Method
 from fl_ray.preparation import check_partition, make_context, resolve_path, restore
 from fl_ray.progress import Progress
 from fl_ray.recipes import build
-from fl_ray.run_folder import RunFolder, write_json
+from fl_ray.run_folder import RunFolder, plain, write_json
 from fl_ray.runtime.base import Runtime
 from fl_ray.runtime.tasks import FAULTS
 from fl_ray.schedule import make_schedule
 from fl_ray.server import REPLAYED, RoundReport, checkpoint_of, rounds
 from fl_ray.stopping import BestModel
-from fl_ray.summary import outcome
+from fl_ray.summary import CLIENT_RESULTS, outcome
 from fl_ray.tracking import Tracker, prepare_store, tracking_uri
 
 __all__ = ["Experiment", "check"]
@@ -214,8 +214,8 @@ class Experiment:
     def _checkpoint(self, rounds_done: int, context: RunContext) -> checkpoint.Checkpoint:
         state = checkpoint_of(rounds_done, self._weights, context, self.method, self._wall())
         state.state["best"] = self._best.state()
-        state.notes = {"tracking_run": self.tracker.run_id if self.tracker is not None else None}
-        state.notes["run"] = dict(context.notes)
+        tracked = self.tracker.run_id if self.tracker is not None else None
+        state.notes = {"tracking_run": tracked, "run": plain(context.notes)}
         if context.synthesis is not None:
             state.notes["generator"] = context.synthesis.keys()
         return state
@@ -235,7 +235,7 @@ class Experiment:
         every = self.config.evaluate_clients_every
         if every and number % every == 0:
             found = self._test_clients(context, number)
-            row |= {"client_accuracy": found["mean"], "client_accuracy_worst_decile": found["worst_decile"]}
+            row |= {name: found[key] for name, key in CLIENT_RESULTS.items()}
         self.folder.add_history(row)
         if self.tracker is not None:
             self.tracker.round(row)

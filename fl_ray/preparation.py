@@ -54,8 +54,7 @@ def make_context(
     if method.uses_generator:
         on_ray = config.runtime.backend == "ray"
         synthesis = Synthesis(config.generator, data, progress, on_ray, config.runtime.threads)
-        # Before the clients' actors start, so that training the generator has the machine to itself.
-        synthesis.prepare()
+        synthesis.prepare()  # before the clients' actors have work, so that it has the machine nearly to itself
     # What isn't sent isn't compressed either.
     updates = tuple(config.updates) if method.exchanges_weights else ()
     job = Job(config.model, shape, config.training, config.seed, config.rounds, config.runtime.threads, updates)

@@ -21,7 +21,7 @@ from fl_ray.errors import OutputError
 from fl_ray.recipes import load_recipe, make_config, to_dict
 from fl_ray.version import __version__
 
-__all__ = ["HISTORY_COLUMNS", "RunFolder", "new_folder", "write_json"]
+__all__ = ["HISTORY_COLUMNS", "RunFolder", "new_folder", "plain", "write_json"]
 
 HISTORY_COLUMNS = (
     "round",
@@ -67,17 +67,18 @@ def new_folder(path: Path) -> Path:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON so that the file is whole or not there; NaN becomes null."""
     draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(json.dumps(_plain(content), indent=2) + "\n", encoding="utf-8")
+    draft.write_text(json.dumps(plain(content), indent=2) + "\n", encoding="utf-8")
     draft.replace(path)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value as JSON has it: arrays as lists, NaN and infinity as null."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -7,9 +7,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["CLIENT_COLUMNS", "aggregate", "outcome", "spread_text", "target_key", "worst_decile"]
+__all__ = ["CLIENT_RESULTS", "aggregate", "outcome", "spread_text", "target_key", "worst_decile"]
 
-CLIENT_COLUMNS = {"client_accuracy": "mean", "client_accuracy_worst_decile": "worst_decile"}
+CLIENT_RESULTS = {"client_accuracy": "mean", "client_accuracy_worst_decile": "worst_decile"}
 _REACHED = (("rounds", "round"), ("virtual_time_s", "virtual_time_s"), ("energy_j", "energy_j"))
 
 
@@ -75,7 +75,7 @@ def aggregate(label: str, summaries: Sequence[Mapping[str, Any]], targets: Seque
     for name in plain:
         values = [summary[name] for summary in summaries if summary[name] is not None]
         row[f"{name}_mean"], row[f"{name}_std"] = _mean_std(values)
-    for name, key in CLIENT_COLUMNS.items():
+    for name, key in CLIENT_RESULTS.items():
         tested = [summary["client_accuracy"][key] for summary in summaries if summary.get("client_accuracy")]
         if tested:
             row[f"{name}_mean"], row[f"{name}_std"] = _mean_std(tested)

@@ -87,6 +87,22 @@ def run_small(tmp_path: Path, small: Callable[..., RunConfig]) -> Callable[..., 
     return run
 
 
+@pytest.fixture
+def run_cut_at_its_end(monkeypatch: pytest.MonkeyPatch) -> Callable[[RunConfig, Path, Runtime], None]:
+    """Run all rounds into a new folder, with an interrupt before the models are written."""
+
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    def run(config: RunConfig, folder: Path, runtime: Runtime) -> None:
+        folder.mkdir()
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("fl_ray.experiment.write_models", interrupt)
+            Experiment(config, folder, runtime).run()
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real data sets, or a skip that says how to give it."""

@@ -100,9 +100,7 @@ class ClientHost:
         began = time.time()
         total = None if settings.individual else ExactSum(self.layout.size)
         result = PartialResult(None)
-        at_once = 1
-        if settings.path == "batched":
-            at_once = max(1, min(_BATCHED_CLIENTS, _BATCHED_BYTES // (4 * self.layout.size)))
+        at_once = self._most_together() if settings.path == "batched" else 1
         work = self._train_batched if settings.path == "batched" else self._train_plain
         common = torch.from_numpy(weights)
         for first in range(0, len(tasks), at_once):
@@ -113,6 +111,10 @@ class ClientHost:
             result.records = _paced(result.records, tasks, began, settings.pace)
         result.total = None if total is None else total.total
         return result
+
+    def _most_together(self) -> int:
+        """Clients that the batched path computes at a time."""
+        return max(1, min(_BATCHED_CLIENTS, _BATCHED_BYTES // (4 * self.layout.size)))
 
     def _start_of(self, task: Task) -> torch.Tensor:
         return torch.from_numpy(np.asarray(self._fetch(task.start)))
@@ -342,17 +344,16 @@ class ClientHost:
     def _unfit(self, clients: Sequence[int], weights: np.ndarray) -> str | None:
         """Try the batched path: any number of clients together must give each the same bits, and buffers must stay."""
         start = torch.from_numpy(weights)
-        turns = range(-(-_BATCHED_CLIENTS // len(clients)))
-        tasks = [Task(client, 1.0, turn=turn) for turn in turns for client in clients][:_BATCHED_CLIENTS]
+        most = self._most_together()
+        turns = range(-(-most // len(clients)))
+        tasks = [Task(client, 1.0, turn=turn) for turn in turns for client in clients][:most]
         settings = RoundSettings(0, "batched")
         try:
             whole = self._train_batched(tasks, [start] * len(tasks), settings)
-            for size in _GROUPS:
+            for size in (size for size in _GROUPS if size < most):
                 part = self._train_batched(tasks[:size], [start] * size, settings)
                 pairs = zip(part, whole[:size], strict=True)
-                if not all(
-                    torch.equal(one.trained.view(torch.int32), two.trained.view(torch.int32)) for one, two in pairs
-                ):
+                if not all(torch.equal(_bits(one.trained), _bits(two.trained)) for one, two in pairs):
                     return "on this processor its result depends on who is computed together"
             buffers = torch.from_numpy(~self.layout.is_parameter)
             if not torch.equal(self._train_one(tasks[0], start, settings).trained[buffers], start[buffers]):

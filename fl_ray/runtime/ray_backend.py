@@ -164,7 +164,7 @@ class RayRuntime(Runtime):
         self._job, self._data = job, ray.put(data)
         self._fleet, self._tier_of, self._cohort_size = fleet, tier_of, cohort_size
         self._sizes, self._blocks = data.partition.sizes, data.test_blocks
-        self._server_ready = False
+        self._server_ready = False  # it has another run's data
         slots = self._plan(fleet, tier_of, cohort_size)
         if slots != self._slots:
             self._start(slots)
@@ -230,15 +230,13 @@ class RayRuntime(Runtime):
         if self._loading:
             waiting = list(self._loading.values())
             self._welcome(ray.wait(waiting, num_returns=len(waiting), timeout=0)[0])
-        live = [index for index in range(len(self._slots)) if index not in self._loading]
-        if live:
-            return live
-        ready, _ = ray.wait(list(self._loading.values()), timeout=self.config.placement_timeout_s)
-        if not ready:
-            self._tell("no client actor is left; placing them anew")
-            self._start(self._plan(self._fleet, self._tier_of, self._cohort_size))
-            self._settle()
-        return self._live()
+            if len(self._loading) == len(self._slots):
+                self._welcome(ray.wait(list(self._loading.values()), timeout=self.config.placement_timeout_s)[0])
+            if len(self._loading) == len(self._slots):
+                self._tell("no client actor is left; placing them anew")
+                self._start(self._plan(self._fleet, self._tier_of, self._cohort_size))
+                self._settle()
+        return [index for index in range(len(self._slots)) if index not in self._loading]
 
     def _run(self, calls: Sequence[_Call]) -> list[Any]:
         """The calls' answers, in their order, whatever happens to the actors."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["connect_ahead", "open_runtime"]
 
-_HEAVY = ("torch", "pytorch_lightning", "mlflow")
+_HEAVY = ("torch", "pytorch_lightning")
 _begun: list[Connection] = []
 
 
@@ -47,9 +47,13 @@ def open_runtime(config: RunConfig, progress: Progress | None = None) -> Runtime
         from fl_ray.runtime.in_process import InProcessRuntime
 
         return InProcessRuntime()
-    connection = _begun.pop() if _begun and _begun[0].config == config.ray else None
+    connection = _begun.pop() if _begun else None
+    if connection is not None and connection.config != config.ray:  # begun for a recipe that was refused
+        connection.close()
+        connection = None
     # The driver's heavy imports, beside Ray's start and before the actors' own.
-    threading.Thread(target=lambda: [importlib.import_module(name) for name in _HEAVY], daemon=True).start()
+    heavy = _HEAVY + (("mlflow",) if config.tracking.enabled else ())
+    threading.Thread(target=lambda: [importlib.import_module(name) for name in heavy], daemon=True).start()
     from fl_ray.runtime.ray_backend import RayRuntime
 
     tell = progress.message if progress is not None else None

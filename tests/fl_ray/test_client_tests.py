@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fl_ray import experiment as experiment_module
 from fl_ray.config import RunConfig
 from fl_ray.errors import SettingError
 from fl_ray.experiment import Experiment
@@ -53,19 +52,13 @@ def test_without_held_out_images_there_is_nothing(run_small: Run) -> None:
 
 
 def test_a_run_cut_after_its_last_test_has_it_in_the_summary(
-    small: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Callable[..., RunConfig],
+    tmp_path: Path,
+    run_cut_at_its_end: Callable[[RunConfig, Path, Runtime], None],
 ) -> None:
     config, folder = small(**TESTED, rounds=2), tmp_path / "cut"
-    folder.mkdir()
-
-    def interrupt(*arguments: object) -> None:
-        raise KeyboardInterrupt
-
     with open_runtime(config) as runtime:
-        with monkeypatch.context() as patch:
-            patch.setattr(experiment_module, "write_models", interrupt)
-            with pytest.raises(KeyboardInterrupt):
-                Experiment(config, folder, runtime).run()
+        run_cut_at_its_end(config, folder, runtime)
         rows = RunFolder(folder).clients()
         summary = Experiment(config, folder, runtime, resume=True).run()
     assert RunFolder(folder).clients() == rows

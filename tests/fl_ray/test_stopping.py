@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fl_ray import experiment as experiment_module
 from fl_ray.config import RunConfig, StoppingConfig
 from fl_ray.errors import SettingError
 from fl_ray.experiment import Experiment
 from fl_ray.model import ImageShape, build_module
+from fl_ray.runtime.base import Runtime
 from fl_ray.runtime.start import open_runtime
 from fl_ray.stopping import BestModel
 from tests.fl_ray.test_runs import StopAfter
@@ -80,19 +80,13 @@ def test_a_resumed_run_keeps_the_count(small: Callable[..., RunConfig], run_smal
 
 
 def test_a_run_that_had_stopped_is_finished_not_gone_on_with(
-    small: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Callable[..., RunConfig],
+    tmp_path: Path,
+    run_cut_at_its_end: Callable[[RunConfig, Path, Runtime], None],
 ) -> None:
     config, folder = small(**STILL, early_stopping__patience=2), tmp_path / "cut"
-    folder.mkdir()
-
-    def interrupt(*arguments: object) -> None:
-        raise KeyboardInterrupt
-
     with open_runtime(config) as runtime:
-        with monkeypatch.context() as patch:
-            patch.setattr(experiment_module, "write_models", interrupt)
-            with pytest.raises(KeyboardInterrupt):
-                Experiment(config, folder, runtime).run()
+        run_cut_at_its_end(config, folder, runtime)
         resumed = Experiment(config, folder, runtime, resume=True)
         summary = resumed.run()
     assert (summary["status"], summary["rounds"], summary["stopped_early"]) == ("finished", 3, 3)
