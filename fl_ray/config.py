@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
 from fl_ray.errors import SettingError
 
 __all__ = [
@@ -55,6 +57,8 @@ class DataConfig:
     """Fixes the client, public and test parts; independent of ``seed``, so that one generator serves all seeds."""
     public_fraction: float = 0.1
     """Share of the training images that the server may use (generator, public_only)."""
+    reserve_fraction: float = 0.0
+    """Share of the training images that neither clients nor generators see: for the control ``generator.name: real``."""
     test_fraction: float = 0.2
     """Share kept for testing, for sets that come without a test part."""
     client_test_fraction: float = 0.0
@@ -67,8 +71,10 @@ class DataConfig:
     def __post_init__(self) -> None:
         _require(self.clients >= 1, "data.clients", self.clients, "at least 1")
         _require(self.split_seed >= 0, "data.split_seed", self.split_seed, "at least 0")
-        for name in ("public_fraction", "test_fraction", "client_test_fraction"):
+        for name in ("public_fraction", "reserve_fraction", "test_fraction", "client_test_fraction"):
             _require(0 <= getattr(self, name) < 1, f"data.{name}", getattr(self, name), "in [0, 1)")
+        taken = self.public_fraction + self.reserve_fraction
+        _require(taken < 1, "data.public_fraction + data.reserve_fraction", f"{taken:g}", "below 1")
         _require(self.max_samples is None or self.max_samples > 0, "data.max_samples", self.max_samples, "positive")
 
 
@@ -88,6 +94,8 @@ class TrainingConfig:
     lr_gamma: float = 0.5
     clip_norm: float | None = None
     """Largest norm of a batch's gradient; larger ones are scaled down to it."""
+    sample_fraction: float = 1.0
+    """A client trains on this share of its images in a round, drawn anew each time."""
 
     def __post_init__(self) -> None:
         _require(self.lr > 0, "training.lr", self.lr, "positive")
@@ -98,6 +106,13 @@ class TrainingConfig:
         _require(self.lr_step_rounds >= 1, "training.lr_step_rounds", self.lr_step_rounds, "at least 1")
         _require(self.lr_gamma > 0, "training.lr_gamma", self.lr_gamma, "positive")
         _require(self.clip_norm is None or self.clip_norm > 0, "training.clip_norm", self.clip_norm, "positive")
+        _require(0 < self.sample_fraction <= 1, "training.sample_fraction", self.sample_fraction, "in (0, 1]")
+
+    def samples_of(self, sizes: np.ndarray) -> np.ndarray:
+        """How many images clients that own ``sizes`` of them train on in an epoch; at least 1 where there is one."""
+        if self.sample_fraction == 1.0:
+            return sizes
+        return np.maximum((self.sample_fraction * sizes).astype(np.int64), np.minimum(sizes, 1))
 
 
 @dataclass

@@ -21,6 +21,7 @@ from fl_ray.context import RunContext
 from fl_ray.data.parts import FederatedData, prepare
 from fl_ray.data.statistics import emd, label_entropy
 from fl_ray.errors import FlRayError, SettingError
+from fl_ray.federated_generator import make_synthesis
 from fl_ray.methods.base import Method
 from fl_ray.preparation import check_partition, make_context, resolve_path, restore
 from fl_ray.progress import Progress
@@ -143,9 +144,9 @@ class Experiment:
             write_json(self.folder / "run.json", {"label": self.label, "tags": self.tags})
         self._write_partition(self.data)
         self._begin_tracking(self.data)
-        context, self._weights = make_context(
-            self.config, self.method, self.data, self.folder, self.runtime, self.progress
-        )
+        parts = self.config, self.method, self.data
+        synthesis = make_synthesis(*parts, self.runtime, self.progress)
+        context, self._weights = make_context(*parts, self.folder, self.runtime, self.progress, synthesis)
         return context
 
     def _resolve_path(self, context: RunContext) -> None:
@@ -182,6 +183,8 @@ class Experiment:
             for row in self.folder.history():  # a hard kill may have cut the tracker off behind the checkpoint
                 self.tracker.round(row)
         self.method.setup(context)
+        if found is None:
+            self._weights = self.method.start(context, self._weights)
         timeline = [entry for entry in self.folder.timeline() if entry["round"] <= done]
         every, state = self.config.checkpoint.every, found or self._checkpoint(0, context)
         try:

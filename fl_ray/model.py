@@ -16,7 +16,7 @@ from fl_ray.randomness import seeded_torch
 from fl_ray.recipes import build
 from lightning_modules.classifier import Classifier, OptimizerSettings
 
-__all__ = ["ImageShape", "WeightLayout", "build_module", "initial_weights"]
+__all__ = ["ImageShape", "WeightLayout", "build_module", "initial_weights", "optimizer_settings"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,11 @@ class ImageShape:
         return x.sub_(mean).div_(std)
 
 
+def optimizer_settings(training: TrainingConfig) -> OptimizerSettings:
+    """The optimiser that a recipe's ``training`` asks for."""
+    return OptimizerSettings(training.optimizer, training.lr, training.momentum, training.weight_decay)
+
+
 def build_module(model: Component, shape: ImageShape, training: TrainingConfig) -> pl.LightningModule:
     """The LightningModule that ``model`` names.
 
@@ -49,7 +54,7 @@ def build_module(model: Component, shape: ImageShape, training: TrainingConfig) 
     taken as it is, with its own ``configure_optimizers``; its constructor is handed what it asks for of
     ``in_channels``, ``image_size``, ``num_classes`` and ``optimizer``.
     """
-    optimizer = OptimizerSettings(training.optimizer, training.lr, training.momentum, training.weight_decay)
+    optimizer = optimizer_settings(training)
     made = build(
         "model",
         model,

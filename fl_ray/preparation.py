@@ -44,17 +44,18 @@ def check_partition(folder: RunFolder, data: FederatedData, label: str | Path) -
 
 
 def make_context(
-    config: RunConfig, method: Method, data: FederatedData, folder: RunFolder, runtime: Runtime, progress: Progress
+    config: RunConfig,
+    method: Method,
+    data: FederatedData,
+    folder: RunFolder,
+    runtime: Runtime,
+    progress: Progress,
+    synthesis: Synthesis | None,
 ) -> tuple[RunContext, np.ndarray]:
-    """The run's parts, with the backend opened and a generator trained; and the weights that it starts from."""
+    """The run's parts, with the backend opened; and the weights that it starts from."""
     fleet = draw_fleet(config.fleet, config.data.clients, config.seed)
     shape = ImageShape.of(data.source)
     layout = WeightLayout(build_module(config.model, shape, config.training))
-    synthesis = None
-    if method.uses_generator:
-        on_ray = config.runtime.backend == "ray"
-        synthesis = Synthesis(config.generator, data, progress, on_ray, config.runtime.threads)
-        synthesis.prepare()  # before the clients' actors have work, so that it has the machine nearly to itself
     # What isn't sent isn't compressed either.
     updates = tuple(config.updates) if method.exchanges_weights else ()
     job = Job(config.model, shape, config.training, config.seed, config.rounds, config.runtime.threads, updates)
@@ -71,6 +72,7 @@ def make_context(
         schedule=make_schedule(config, method),
         upload_bytes=UpdateChain(updates, layout.is_parameter, config.seed).upload_bytes(),
         synthesis=synthesis,
+        ledger=synthesis.spent() if synthesis is not None else Ledger(),
     )
     with context.phases.phase("start"):
         runtime.open(job, arrays, config.fleet, fleet.tier, config.cohort_size)

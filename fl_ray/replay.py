@@ -19,6 +19,7 @@ from fl_ray.context import RunContext
 from fl_ray.data.parts import prepare
 from fl_ray.errors import FlRayError, SettingError
 from fl_ray.experiment import check
+from fl_ray.federated_generator import make_synthesis
 from fl_ray.methods.base import Method
 from fl_ray.preparation import check_partition, make_context, restore
 from fl_ray.progress import Progress
@@ -93,7 +94,8 @@ def replay(path: Path, number: int, client: int, progress: Progress | None = Non
     data = prepare(config.data, config.seed)
     check_partition(folder, data, path)
     with open_runtime(config, progress) as runtime:
-        context, weights = make_context(config, method, data, folder, runtime, progress)
+        synthesis = make_synthesis(config, method, data, runtime, progress)
+        context, weights = make_context(config, method, data, folder, runtime, progress, synthesis)
         try:
             weights = _start_of(context, method, weights, number)
             return _train(context, method, weights, number, client)

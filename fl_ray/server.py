@@ -141,7 +141,10 @@ def _book(run: RunContext, method: Method, plan: RoundPlan, result: RoundResult)
     down, up = method.link_bytes(run)
     energy, sent = plan.spent()
     done = plan.cohort[plan.arrived]
-    run.ledger.samples_trained += run.config.training.local_epochs * int(run.data.partition.sizes[done].sum())
+    training = run.config.training
+    run.ledger.samples_trained += training.local_epochs * int(
+        training.samples_of(run.data.partition.sizes[done]).sum()
+    )
     run.ledger.advance(run.ledger.virtual_time_s, energy, sent * up, len(plan.cohort) * down)
 
 

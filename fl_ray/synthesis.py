@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+import pytorch_lightning as pl
 import torch
 
 from fl_ray.config import Component, GeneratorConfig
-from fl_ray.data.parts import FederatedData
+from fl_ray.data.parts import FederatedData, digest
+from fl_ray.devices.cost import Ledger
 from fl_ray.errors import PlacementError, SettingError
 from fl_ray.progress import Progress
 from fl_ray.recipes import build
 from generators.base import Block, Generator, TrainingImages, settings_digest
 from generators.cache import BlockCache, stored_folder
 
-__all__ = ["Synthesis", "cache_root"]
+__all__ = ["FederatedGenerator", "Synthesis", "cache_root"]
 
 FORMAT = 1  # of the cache; raised when the code that makes weights or images changes what it makes
 
@@ -27,15 +31,35 @@ def cache_root(config: GeneratorConfig) -> Path:
     return Path(config.cache or os.environ.get("FL_RAY_CACHE") or "~/.cache/fl_ray").expanduser() / "generators"
 
 
+class FederatedGenerator(Protocol):
+    """Clients that train a generator together; ``fl_ray.federated_generator`` has the one that does."""
+
+    def digest(self) -> str:
+        """A hash of all that decides what comes of it."""
+
+    def train(self, draft: Path) -> pl.LightningModule:
+        """Do it, going on from what an interrupted call left in ``draft``."""
+
+    def spent(self, folder: Path) -> Ledger:
+        """Virtual time, energy and bytes of the training that is kept in ``folder``."""
+
+
 class Synthesis:
     """Images by class and number. Training and actors start only when images are asked for that no cache holds.
 
     Args:
         on_ray: sample in a pool of Ray actors; otherwise in this process.
+        federated: lets clients train a generator whose settings ask for that.
     """
 
     def __init__(
-        self, config: GeneratorConfig, data: FederatedData, progress: Progress, on_ray: bool, threads: int
+        self,
+        config: GeneratorConfig,
+        data: FederatedData,
+        progress: Progress,
+        on_ray: bool,
+        threads: int,
+        federated: FederatedGenerator | None = None,
     ) -> None:
         self.generator: Generator = build("generator", Component(config.name, config.settings))
         self.config, self.data, self.progress = config, data, progress
@@ -44,37 +68,45 @@ class Synthesis:
         self._pool: object | None = None
         self._images = 0
         self._seconds = 0.0
-        counts = np.bincount(data.public_labels, minlength=data.num_classes)
-        missing = [name for name, count in zip(data.source.classes, counts, strict=True) if count == 0]
-        if missing:
-            raise SettingError(
-                f"generator: the public part holds no images of class {', '.join(missing)}, so it can't learn them; "
-                "raise data.public_fraction"
-            )
-        parts = (
-            FORMAT,
-            config.name,
-            self.generator.training_settings(),
-            "cuda" if torch.cuda.is_available() else "cpu",
-        )
-        self.key = settings_digest(*parts, data.public_digest())[:16]
+        self._federated = federated if self.generator.federated() is not None else None
+        images, labels = data.server_part("none" if self._federated else self.generator.learns_from)
+        if self.generator.learns_from != "none" and not self._federated:
+            self._check_classes(labels)
+        source = self._federated.digest() if self._federated else digest(images, labels)
+        self._learned = TrainingImages(images, labels, data.source.classes, source)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        settings = self.generator.training_settings()
+        self.key = settings_digest(FORMAT, config.name, settings, device, data.source.classes, source)[:16]
         self._home = cache_root(config) / f"{config.name.replace(':', '.')}-{self.key}"
         gpu = torch.cuda.is_available() and (config.pool.gpus > 0 or not on_ray)
         sampling = settings_digest(self.generator.sampling_settings(), "cuda" if gpu else "cpu")[:16]
         self._cache = BlockCache(self._home / f"images-{sampling}")
 
+    def _check_classes(self, labels: np.ndarray) -> None:
+        part = self.generator.learns_from
+        counts = np.bincount(labels, minlength=self.data.num_classes)
+        missing = [name for name, count in zip(self.data.source.classes, counts, strict=True) if count == 0]
+        if missing:
+            raise SettingError(
+                f"generator: the {part} part holds no images of class {', '.join(missing)}, so it can't learn them; "
+                f"raise data.{part}_fraction"
+            )
+
     def prepare(self) -> Path:
         """Train the generator unless the cache holds it; its folder."""
         folder = self._home / "weights"
-        data = self.data
-        training = TrainingImages(data.public_images, data.public_labels, data.source.classes, data.public_digest())
         start = time.perf_counter()
 
         def write(draft: Path) -> None:
-            self.progress.message(f"pre-training the generator on {len(training.labels)} public images")
             try:
+                if self._federated:
+                    module = self._federated.train(draft)
+                    self.generator.store(module, self._learned, draft)
+                    return
+                if len(self._learned.labels):
+                    self.progress.message(f"pre-training the generator on {len(self._learned.labels)} real images")
                 self.generator.fit(
-                    training,
+                    self._learned,
                     draft,
                     lambda step, steps, loss: self.progress.steps("pre-training", step, steps, f"loss {loss:.3f}"),
                 )
@@ -83,8 +115,12 @@ class Synthesis:
 
         if stored_folder(folder, write):
             self.train_seconds = time.perf_counter() - start
-            self.progress.message(f"generator trained in {self.train_seconds:.0f} s, kept in {folder}")
+            self.progress.message(f"generator ready after {self.train_seconds:.0f} s, kept in {folder}")
         return folder
+
+    def spent(self) -> Ledger:
+        """What clients have spent on training the generator; nothing where the server did that."""
+        return self._federated.spent(self.prepare()) if self._federated else Ledger()
 
     def images(self, counts: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """The first ``counts[c]`` images of each class c for a sampling seed.
@@ -92,38 +128,50 @@ class Synthesis:
         Returns:
             uint8 [sum of counts, C, H, W] and int64 labels, ordered by class and number.
         """
-        size = self.generator.block_size
-        wanted = [Block(seed, label, n) for label, count in enumerate(counts) for n in range(-(-int(count) // size))]
-        found = {block: images for block in wanted if (images := self._cache.get(block)) is not None}
-        missing = [block for block in wanted if block not in found]
+        counts = np.asarray(counts, dtype=np.int64)
+        starts = np.cumsum(counts) - counts
+        images = np.empty((int(counts.sum()), *self.data.images.shape[1:]), dtype=np.uint8)
+        for block, made in self.stream(counts, seed):
+            first = starts[block.label] + block.number * self.generator.block_size
+            images[first : first + len(made)] = made
+        return images, np.repeat(np.arange(len(counts)), counts)
+
+    def stream(self, counts: np.ndarray, seed: int) -> Iterator[tuple[Block, np.ndarray]]:
+        """The same images block by block, as they are there: what a cache holds first, then what the pool makes.
+
+        A class's last block is cut to the count. Memory does not grow with the counts.
+        """
+        size, missing = self.generator.block_size, []
+        shares = {label: int(count) for label, count in enumerate(counts)}
+        for label, count in shares.items():
+            for number in range(-(-count // size)):
+                block = Block(seed, label, number)
+                images = self._cache.get(block)
+                if images is None:
+                    missing.append(block)
+                else:
+                    yield block, self._fitting(images)[: count - number * size]
         if missing:
-            found |= self._make(missing)
-        parts, labels = [], []
-        for label, count in enumerate(counts):
-            blocks = [found[Block(seed, label, n)] for n in range(-(-int(count) // size))]
-            if blocks:
-                parts.append(np.concatenate(blocks)[: int(count)])
-                labels.append(np.full(int(count), label, dtype=np.int64))
+            for block, images in self._make(missing):
+                yield block, images[: shares[block.label] - block.number * size]
+
+    def _fitting(self, images: np.ndarray) -> np.ndarray:
         shape = self.data.images.shape[1:]
-        if not parts:
-            return np.empty((0, *shape), dtype=np.uint8), np.empty(0, dtype=np.int64)
-        images = np.concatenate(parts)
         if images.shape[1:] != shape:
             raise SettingError(
                 f"generator {self.config.name}: makes images {images.shape[1:]}, but the data are {shape}"
             )
-        return images, np.concatenate(labels)
+        return images
 
-    def _make(self, blocks: list[Block]) -> dict[Block, np.ndarray]:
-        pool = self._start_pool()
-        start, made = time.perf_counter(), {}
-        for block, images in pool.make(blocks):
-            self._cache.put(block, images)
-            made[block] = images
+    def _make(self, blocks: list[Block]) -> Iterator[tuple[Block, np.ndarray]]:
+        pool, waited = self._start_pool(), time.perf_counter()
+        for number, (block, images) in enumerate(pool.make(blocks), 1):
+            self._cache.put(block, self._fitting(images))
             self._images += len(images)
-            self.progress.steps("synthesis", len(made), len(blocks), f"{len(made) * len(images)} images")
-        self._seconds += time.perf_counter() - start
-        return made
+            self._seconds += time.perf_counter() - waited
+            self.progress.steps("synthesis", number, len(blocks), f"{number * len(images)} images")
+            yield block, images
+            waited = time.perf_counter()
 
     def _start_pool(self) -> object:
         if self._pool is not None:
@@ -161,7 +209,7 @@ class Synthesis:
         """What was done, for summary.json; seconds are of this run alone (0 where the cache had everything)."""
         return {
             "key": self.key,
-            "public_images": len(self.data.public),
+            "public_images": len(self._learned.labels),
             "train_seconds": self.train_seconds,
             "images_made": self._images,
             "sampling_seconds": self._seconds,

@@ -12,17 +12,32 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import pytorch_lightning as pl
 import torch
 
-__all__ = ["Block", "Generator", "Sampler", "TrainingImages", "block_seed", "settings_digest"]
+__all__ = [
+    "Block",
+    "FederatedTraining",
+    "Generator",
+    "RealImages",
+    "Sampler",
+    "TrainingImages",
+    "block_seed",
+    "settings_digest",
+]
+
+RealImages = Literal["public", "reserve", "none"]
 
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """What a generator is trained on: uint8 [N, C, H, W], int64 [N], class names, and a hash of it all."""
+    """What a generator is trained on: uint8 [N, C, H, W], int64 [N], class names, and a hash of it all.
+
+    N is 0 where the generator learns from no real images: the shape still says what size is wanted.
+    """
 
     images: np.ndarray
     labels: np.ndarray
@@ -39,6 +54,25 @@ class Block:
     number: int
 
 
+@dataclass(frozen=True)
+class FederatedTraining:
+    """How the clients train a generator together (FedAvg of its whole state), instead of ``Generator.fit``.
+
+    Attributes:
+        model: a registered model or ``package.module:Class`` of a LightningModule, with its ``settings``.
+        sample_fraction: of a client's images that it trains on, drawn anew each round.
+    """
+
+    model: str
+    settings: dict[str, Any]
+    rounds: int
+    local_epochs: int
+    batch_size: int
+    optimizer: Literal["sgd", "adam", "adamw"]
+    lr: float
+    sample_fraction: float = 1.0
+
+
 class Sampler(ABC):
     """A loaded generator on one device."""
 
@@ -48,9 +82,16 @@ class Sampler(ABC):
 
 
 class Generator(ABC):
-    """Settings of a generator, and how to train and load it. Constructor arguments are the recipe's settings."""
+    """Settings of a generator, and how to train and load it. Constructor arguments are the recipe's settings.
+
+    Attributes:
+        block_size: images made together.
+        learns_from: which real images ``fit`` is given: the server's ``public`` ones, the ``reserve`` that nobody else
+            sees (``data.reserve_fraction``), or none.
+    """
 
     block_size: int
+    learns_from: RealImages = "public"
 
     @abstractmethod
     def training_settings(self) -> dict[str, Any]:
@@ -62,7 +103,22 @@ class Generator(ABC):
 
     @abstractmethod
     def fit(self, data: TrainingImages, folder: Path, progress: Callable[[int, int, float], None]) -> None:
-        """Train on ``data`` and store into ``folder``; ``progress(step, steps, loss)`` is told how far it is."""
+        """Train on ``data`` and store into ``folder``; ``progress(step, steps, loss)`` is told how far it is.
+
+        ``folder`` exists and may hold what an interrupted call left there: a long training goes on from it, and takes
+        it away at its end.
+
+        Raises:
+            ValueError: the data or the settings can't be used; the message says which and the way out.
+        """
+
+    def federated(self) -> FederatedTraining | None:
+        """How clients train it together, where the settings ask for that; then ``store`` takes the place of ``fit``."""
+        return None
+
+    def store(self, module: pl.LightningModule, data: TrainingImages, folder: Path) -> None:
+        """Keep a module that clients have trained; ``data`` holds no images, only their shape and the classes."""
+        raise TypeError(f"{type(self).__name__} is not trained by clients")
 
     @abstractmethod
     def load(self, folder: Path, device: torch.device) -> Sampler:

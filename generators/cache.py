@@ -6,12 +6,12 @@ A file or folder appears under its name only when it is whole: it is written bes
 from __future__ import annotations
 
 import os
-import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 from generators.base import Block
 
@@ -25,22 +25,19 @@ def _beside(path: Path) -> Path:
 def stored_folder(folder: Path, write: Callable[[Path], None]) -> bool:
     """Make sure that ``folder`` is there, writing it with ``write`` if it is not; whether it was written now.
 
-    Two processes may do so at once: one wins, the other's copy is dropped.
+    ``write`` is given a draft beside it, which stays where it is interrupted, so that the next call can go on from it.
+    Of two processes that ask at once, the second waits for the first.
     """
     if folder.exists():
         return False
     folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = _beside(folder)
-    try:
-        write(draft)
-        try:
-            draft.rename(folder)
-        except OSError:
-            if not folder.exists():
-                raise
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if folder.exists():
             return False
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        draft = folder.with_name(f".{folder.name}.part")
+        draft.mkdir(exist_ok=True)
+        write(draft)
+        draft.rename(folder)
     return True
 
 

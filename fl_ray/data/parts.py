@@ -1,9 +1,10 @@
-"""The three disjoint parts of a data set (client, public, test) and the client part's partition."""
+"""The disjoint parts of a data set (client, public, reserve, test) and the client part's partition."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -32,6 +33,7 @@ class Split:
 
     clients: np.ndarray
     public: np.ndarray
+    reserve: np.ndarray
     test: np.ndarray
 
 
@@ -46,6 +48,7 @@ class FederatedData:
         partition: training rows of each client.
         held_out: rows kept for testing on each client (none where ``client_test_fraction`` is 0).
         public: rows that the server may use.
+        reserve: rows that nobody but the control generator ``real`` uses.
     """
 
     source: ImageData
@@ -56,6 +59,7 @@ class FederatedData:
     partition: Rows
     held_out: Rows
     public: np.ndarray
+    reserve: np.ndarray
 
     def counts(self, clients: np.ndarray | None = None) -> np.ndarray:
         """Training samples of each class at the given clients (default: all), int64 [clients, classes]."""
@@ -65,6 +69,11 @@ class FederatedData:
     @property
     def num_classes(self) -> int:
         return len(self.source.classes)
+
+    def server_part(self, name: Literal["public", "reserve", "none"]) -> tuple[np.ndarray, np.ndarray]:
+        """Images and labels of a part that the server holds."""
+        rows = np.empty(0, dtype=np.int64) if name == "none" else getattr(self, name)
+        return self.images[rows], self.labels[rows]
 
     @property
     def public_images(self) -> np.ndarray:
@@ -86,14 +95,14 @@ def split(data: ImageData, config: DataConfig) -> Split:
     if config.max_samples is not None and config.max_samples < len(rows):
         rows = np.sort(rng.permutation(rows)[: config.max_samples])
     test_share = 0.0 if data.test_images is not None else config.test_fraction
-    parts: dict[str, list[np.ndarray]] = {"clients": [], "public": [], "test": []}
+    parts: dict[str, list[np.ndarray]] = {"clients": [], "public": [], "reserve": [], "test": []}
     for label in range(len(data.classes)):
         own = rng.permutation(rows[data.labels[rows] == label])
         tests = round(test_share * len(own))
         publics = round(config.public_fraction * (len(own) - tests))
-        parts["test"].append(own[:tests])
-        parts["public"].append(own[tests : tests + publics])
-        parts["clients"].append(own[tests + publics :])
+        ends = np.cumsum([tests, publics, round(config.reserve_fraction * (len(own) - tests))])
+        for name, chunk in zip(("test", "public", "reserve", "clients"), np.split(own, ends), strict=True):
+            parts[name].append(chunk)
     made = Split(**{name: np.sort(np.concatenate(chunks)) for name, chunks in parts.items()})
     if data.test_images is None and len(made.test) == 0:
         raise SettingError(f"data.test_fraction is {config.test_fraction}, which leaves no test images; raise it")
@@ -101,7 +110,7 @@ def split(data: ImageData, config: DataConfig) -> Split:
     if empty:
         raise SettingError(
             f"data: the split leaves the clients no samples of class {', '.join(data.classes[c] for c in empty)}; "
-            "lower data.public_fraction and data.test_fraction, or raise data.max_samples"
+            "lower data.public_fraction, data.reserve_fraction and data.test_fraction, or raise data.max_samples"
         )
     return made
 
@@ -134,7 +143,8 @@ def prepare(config: DataConfig, seed: int) -> FederatedData:
         test_images, test_labels = data.test_images, data.test_labels
     else:
         test_images, test_labels = data.images[rows.test], data.labels[rows.test]
-    return FederatedData(data, data.images, data.labels, test_images, test_labels, train, held_out, rows.public)
+    parts = train, held_out, rows.public, rows.reserve
+    return FederatedData(data, data.images, data.labels, test_images, test_labels, *parts)
 
 
 def _hold_out(owned: Partition, fraction: float, seed: int) -> tuple[Partition, Partition]:

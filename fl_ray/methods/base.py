@@ -39,6 +39,10 @@ class Method(ABC):
     def setup(self, run: RunContext) -> None:
         """Once, before round 0."""
 
+    def start(self, run: RunContext, weights: np.ndarray) -> np.ndarray:
+        """The weights of round 0, of those that were drawn; after ``setup``, and not where a run is resumed."""
+        return weights
+
     def cohort(self, run: RunContext, round_number: int, weights: np.ndarray) -> np.ndarray:
         """The clients of a round, in ascending order: as ``sampling`` chooses them."""
         return run.sampler.choose(run, round_number, run.config.cohort_size, weights)

@@ -27,7 +27,8 @@ class LocalSGD:
                 f"training.optimizer is {training.optimizer}, but method {run.config.method.name} reckons with steps "
                 "of SGD; use sgd"
             )
-        self._training, self._rounds, self._sizes = training, run.config.rounds, run.data.partition.sizes
+        self._training, self._rounds = training, run.config.rounds
+        self._sizes = training.samples_of(run.data.partition.sizes)
         self._normalises = has_batch_norm(build_module(run.config.model, ImageShape.of(run.data.source), training))
 
     def steps(self, client: int) -> int:

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from fl_ray.aggregation import ExactSum, combine
-from fl_ray.config import FleetConfig
+from fl_ray.config import FleetConfig, TrainingConfig
 from fl_ray.runtime.tasks import (
     ClientRecord,
     Evaluation,
@@ -142,8 +142,19 @@ class Runtime(ABC):
         """A handle on images for ``train_on_server``, so that they travel once."""
 
     @abstractmethod
-    def train_on_server(self, images: Any, weights: np.ndarray, round_number: int, epochs: int) -> Pending:
-        """Begin to train on a handle's images, beside the clients."""
+    def train_on_server(
+        self,
+        images: Any,
+        weights: np.ndarray,
+        round_number: int,
+        epochs: int,
+        training: TrainingConfig | None = None,
+    ) -> Pending:
+        """Begin to train on a handle's images, beside the clients.
+
+        Args:
+            training: its optimiser, step and batch size; default: the clients'.
+        """
 
     @abstractmethod
     def memory_mb(self) -> dict[str, float]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,8 +19,9 @@ from torch.nn import functional
 
 from fl_ray.aggregation import ExactSum
 from fl_ray.errors import FlRayError, SettingError
-from fl_ray.model import WeightLayout, build_module
-from fl_ray.randomness import seeded_torch
+from fl_ray.config import TrainingConfig
+from fl_ray.model import WeightLayout, build_module, optimizer_settings
+from fl_ray.randomness import numpy_generator, seeded_torch
 from fl_ray.runtime import memory
 from fl_ray.runtime.batched import BatchedClients, BatchedTraining, refusal
 from fl_ray.runtime.local_training import Correction, Key, has_batch_norm, lr_factor, train_locally
@@ -36,6 +38,7 @@ from fl_ray.runtime.tasks import (
     TrainingPath,
 )
 from fl_ray.updates import UpdateChain
+from lightning_modules.classifier import Classifier
 
 __all__ = ["ClientHost"]
 
@@ -212,7 +215,7 @@ class ClientHost:
 
     def _train_one(self, task: Task, start: torch.Tensor, settings: RoundSettings) -> _Outcome:
         started = time.time()
-        rows = self._rows(task.client)
+        rows = self._rows(task, settings)
         if len(rows) == 1 and has_batch_norm(self.module):
             return _Outcome(task, started, left_out=_ONE_SAMPLE)
         self.layout.write(start)
@@ -231,7 +234,7 @@ class ClientHost:
         started = time.time()
         if self._batched is None:
             self._batched = BatchedTraining(self.module)
-        own = [self._rows(task.client) for task in tasks]
+        own = [self._rows(task, settings) for task in tasks]
         base = _rows(starts)  # [1, size] where all start alike
         self.layout.write(starts[0])  # for the buffers: ``_unfit`` has seen that they stay
         x, y = self._inputs(np.concatenate(own))
@@ -252,9 +255,13 @@ class ClientHost:
             view.copy_(values)
         return [_Outcome(task, started, state, loss) for task, state, loss in zip(tasks, states, losses, strict=True)]
 
-    def _rows(self, client: int) -> np.ndarray:
-        rows = self.data.partition.of(client)
-        return rows[: _TRIAL_BATCHES * self.job.training.batch_size] if self._trial else rows
+    def _rows(self, task: Task, settings: RoundSettings) -> np.ndarray:
+        """The images that a task trains on."""
+        rows, training = self.data.partition.of(task.client), self.job.training
+        if training.sample_fraction < 1:
+            rng = numpy_generator(self.job.seed, "client/samples", _turn(task, settings), task.client)
+            rows = rng.choice(rows, int(training.samples_of(np.array(len(rows)))), replace=False)
+        return rows[: _TRIAL_BATCHES * training.batch_size] if self._trial else rows
 
     def _epochs(self) -> int:
         return 1 if self._trial else self.job.training.local_epochs
@@ -285,8 +292,9 @@ class ClientHost:
         key: Key,
         epochs: int,
         correction: Correction | None = None,
+        training: TrainingConfig | None = None,
     ) -> float:
-        training = self.job.training
+        training = training or self.job.training
         x = x.contiguous(memory_format=self._format)
         factor = lr_factor(training, round_number, self.job.rounds)
         return train_locally(self.module, x, y, training, epochs, factor, key, correction)
@@ -327,7 +335,7 @@ class ClientHost:
             return "plain", reason, False
         tasks = [Task(client, 1 / len(clients)) for client in clients[:at_once]]
         if wanted == "auto":
-            batches = -(-len(self._rows(clients[0])) // self.job.training.batch_size)
+            batches = -(-len(self._rows(tasks[0], RoundSettings(0))) // self.job.training.batch_size)
             step = self._measured(tasks[:1], weights, "plain") / batches
             if step > _SLOW_STEP_S:
                 return "plain", f"a step takes {1000 * step:.0f} ms, of which little is overhead", True
@@ -375,14 +383,35 @@ class ClientHost:
         return min(times[1:])
 
     def train_on(
-        self, images: np.ndarray, labels: np.ndarray, weights: np.ndarray, round_number: int, epochs: int
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        weights: np.ndarray,
+        round_number: int,
+        epochs: int,
+        training: TrainingConfig | None = None,
     ) -> tuple[np.ndarray, float]:
         """Train from ``weights`` on the server's images; the new weights and the mean loss."""
         self.layout.write(torch.from_numpy(weights))
         x = self.job.shape.normalise(images, self.device)
         y = torch.from_numpy(labels).to(self.device)
-        loss = self._fit(x, y, round_number, (self.job.seed, "server", round_number, 0), epochs)
+        key = (self.job.seed, "server", round_number, 0)
+        with self._optimised_by(training):
+            loss = self._fit(x, y, round_number, key, epochs, training=training)
         return self.layout.read().numpy(), loss
+
+    @contextmanager
+    def _optimised_by(self, training: TrainingConfig | None) -> Iterator[None]:
+        """Another optimiser than the clients', where the module is ours; a user's own keeps its own."""
+        if training is None or not isinstance(self.module, Classifier):
+            yield
+            return
+        before = self.module.optimizer_settings
+        self.module.optimizer_settings = optimizer_settings(training)
+        try:
+            yield
+        finally:
+            self.module.optimizer_settings = before
 
     def evaluate_test(self, weights: np.ndarray, blocks: list[int]) -> list[Evaluation]:
         """Evaluate on blocks of the global test images."""
@@ -417,6 +446,9 @@ class ClientHost:
     @torch.no_grad()
     def _evaluate(self, x: torch.Tensor, y: torch.Tensor) -> Evaluation:
         self.module.eval()
+        if hasattr(self.module, "evaluation"):  # no classifier: it says itself how good it is
+            correct, loss = self.module.evaluation(x, y)
+            return Evaluation(int(correct), float(loss), len(y))
         logits = self.module(x)
         correct = int((logits.argmax(dim=1) == y).sum())
         loss = float(functional.cross_entropy(logits.double(), y, reduction="sum"))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fl_ray.config import FleetConfig
+from fl_ray.config import FleetConfig, TrainingConfig
 from fl_ray.runtime.base import ClientPart, Phases, RoundResult, Runtime, merge, sum_evaluations
 from fl_ray.runtime.host import ClientHost
 from fl_ray.runtime.memory import peak_memory_mb
@@ -65,9 +65,14 @@ class InProcessRuntime(Runtime):
         return images, labels
 
     def train_on_server(
-        self, images: tuple[np.ndarray, np.ndarray], weights: np.ndarray, round_number: int, epochs: int
+        self,
+        images: tuple[np.ndarray, np.ndarray],
+        weights: np.ndarray,
+        round_number: int,
+        epochs: int,
+        training: TrainingConfig | None = None,
     ) -> _Later:
-        return _Later(lambda: self.host.train_on(*images, weights, round_number, epochs))
+        return _Later(lambda: self.host.train_on(*images, weights, round_number, epochs, training))
 
     def memory_mb(self) -> dict[str, float]:
         return {"driver": peak_memory_mb()}

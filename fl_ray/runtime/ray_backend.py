@@ -18,7 +18,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from fl_ray.config import FleetConfig, RayConfig, RunConfig, RuntimeConfig
+from fl_ray.config import FleetConfig, RayConfig, RunConfig, RuntimeConfig, TrainingConfig
 from fl_ray.devices.fleet import draw_fleet
 from fl_ray.errors import FlRayError, LostActorsError, PlacementError
 from fl_ray.runtime.base import ClientPart, Phases, RoundResult, Runtime, merge, sum_evaluations
@@ -360,7 +360,12 @@ class RayRuntime(Runtime):
         return ray.put(images), ray.put(labels)
 
     def train_on_server(
-        self, images: tuple[ray.ObjectRef, ray.ObjectRef], weights: np.ndarray, round_number: int, epochs: int
+        self,
+        images: tuple[ray.ObjectRef, ray.ObjectRef],
+        weights: np.ndarray,
+        round_number: int,
+        epochs: int,
+        training: TrainingConfig | None = None,
     ) -> _OnServer:
         def again() -> ray.ObjectRef:
             self._tell("the server's actor is lost; its training is done again")
@@ -370,7 +375,7 @@ class RayRuntime(Runtime):
             return begin()
 
         def begin() -> ray.ObjectRef:
-            return self._server_actor().call.remote("train_on", *images, weights, round_number, epochs)
+            return self._server_actor().call.remote("train_on", *images, weights, round_number, epochs, training)
 
         return _OnServer(again, begin())
 

@@ -109,7 +109,7 @@ def test_a_client_that_raises_twice_is_left_out_of_the_average(
     config = small(**HOOKED, runtime__training_path=path, rounds=1)
     with open_runtime(config) as runtime:
         data = prepare(config.data, config.seed)
-        context, start = make_context(config, check(config), data, RunFolder(tmp_path), runtime, Progress(False))
+        context, start = make_context(config, check(config), data, RunFolder(tmp_path), runtime, Progress(False), None)
         sizes = data.partition.sizes
         tasks = [Task(client, sizes[client] / sizes[:NINE].sum()) for client in range(NINE)]
         expected = start + runtime.train(tasks, start, RoundSettings(0, path), context.phases).update

@@ -108,7 +108,7 @@ def test_any_grouping_of_clients_gives_the_same_bits(run_small: Run) -> None:
     from fl_ray.runtime.start import open_runtime
 
     with open_runtime(config) as runtime:
-        _, start = make_context(config, check(config), data, experiment.folder, runtime, experiment.progress)
+        _, start = make_context(config, check(config), data, experiment.folder, runtime, experiment.progress, None)
         tasks = [Task(client, 1 / 6) for client in range(6)]
         groupings = ([tasks], [tasks[::-1]], [tasks[:2], tasks[2:]], [[task] for task in tasks])
         found = [
