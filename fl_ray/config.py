@@ -58,7 +58,7 @@ class DataConfig:
     public_fraction: float = 0.1
     """Share of the training images that the server may use (generator, public_only)."""
     reserve_fraction: float = 0.0
-    """Share of the training images that neither clients nor generators see: for the control ``generator.name: real``."""
+    """Share of the training images that nobody trains on: what the control ``generator.name: real`` gives out."""
     test_fraction: float = 0.2
     """Share kept for testing, for sets that come without a test part."""
     client_test_fraction: float = 0.0

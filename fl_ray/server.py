@@ -142,9 +142,7 @@ def _book(run: RunContext, method: Method, plan: RoundPlan, result: RoundResult)
     energy, sent = plan.spent()
     done = plan.cohort[plan.arrived]
     training = run.config.training
-    run.ledger.samples_trained += training.local_epochs * int(
-        training.samples_of(run.data.partition.sizes[done]).sum()
-    )
+    run.ledger.samples_trained += training.local_epochs * int(training.samples_of(run.data.partition.sizes[done]).sum())
     run.ledger.advance(run.ledger.virtual_time_s, energy, sent * up, len(plan.cohort) * down)
 
 

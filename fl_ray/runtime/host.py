@@ -18,8 +18,8 @@ from torch import nn
 from torch.nn import functional
 
 from fl_ray.aggregation import ExactSum
-from fl_ray.errors import FlRayError, SettingError
 from fl_ray.config import TrainingConfig
+from fl_ray.errors import FlRayError, SettingError
 from fl_ray.model import WeightLayout, build_module, optimizer_settings
 from fl_ray.randomness import numpy_generator, seeded_torch
 from fl_ray.runtime import memory
