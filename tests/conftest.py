@@ -96,9 +96,10 @@ def run_cut_at_its_end(monkeypatch: pytest.MonkeyPatch) -> Callable[[RunConfig, 
 
     def run(config: RunConfig, folder: Path, runtime: Runtime) -> None:
         folder.mkdir()
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patch:
             patch.setattr("fl_ray.experiment.write_models", interrupt)
-            Experiment(config, folder, runtime).run()
+            with pytest.raises(KeyboardInterrupt):
+                Experiment(config, folder, runtime).run()
 
     return run
 
