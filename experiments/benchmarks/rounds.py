@@ -119,11 +119,24 @@ class Watch:
 
 
 def bare_network(kind: str) -> Any:
-    """The same network, in plain torch."""
-    from lightning_modules.networks import MLP, DropoutCNN
+    """The network as pfl-research's benchmark has it, in plain torch."""
+    from torch import nn
 
-    settings = (KINDS[kind]["channels"], KINDS[kind]["size"], 10)
-    return MLP(*settings, hidden=[64]) if kind == "mlp" else DropoutCNN(*settings)
+    if kind == "mlp":
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Dropout(0.25),
+        nn.Flatten(),
+        nn.Linear(64 * 14 * 14, 128),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Linear(128, 10),
+    )
 
 
 def bare_worker(kind: str, weights: Any, total: Any, pipe: Any) -> None:
