@@ -27,7 +27,7 @@ _SETTINGS = (
     "Every setting of the recipe can be overridden by its dotted name, as --rounds 20 or "
     "--data.partition.alpha 0.1; --print_config shows all of them and stops. --debug shows an error's traceback."
 )
-_OPTIONS = ("--output", "--resume", "--seeds", "--help", "--version")
+_OPTIONS = ("--output", "--resume", "--seeds", "--jobs", "--help", "--version")
 _REPLAY = ("--round", "--client")  # options of that command alone: --round elsewhere means --rounds
 _FLAGS = ("--debug", "--print_config")  # taken anywhere; jsonargparse keeps the name of the second for itself
 
@@ -54,6 +54,7 @@ def _parser() -> Any:
     compare.add_argument("recipes", nargs="+", type=str, help="YAML files")
     compare.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
     compare.add_argument("--output", type=str, default=None, metavar="DIR", help="goes on with what is there")
+    compare.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time, each in its own process")
     replay = command("replay", "train one client of a run's round again, and show what happened")
     replay.add_argument("folder", type=str, metavar="DIR", help="a run; nothing is written into it")
     replay.add_argument("--round", type=int, required=True, metavar="R", help="counted from 1, as in history.csv")
@@ -216,6 +217,8 @@ def _compare(options: Any, overrides: dict[str, Any]) -> int:
     from fl_ray.comparison import plan_comparison, run_comparison
     from fl_ray.recipes import load_recipe
 
+    if options.jobs < 1:
+        raise SettingError(f"--jobs is {options.jobs}, but it must be at least 1")
     comparison = plan_comparison([load_recipe(path) for path in options.recipes], overrides, options.seeds)
     if options.print_config:
         for label, config in comparison.configs.items():
@@ -226,7 +229,7 @@ def _compare(options: Any, overrides: dict[str, Any]) -> int:
 
     output = Path(options.output) if options.output else _default_output(comparison.name)
     try:
-        run_comparison(comparison, output, Progress())
+        run_comparison(comparison, output, Progress(), options.jobs)
     except KeyboardInterrupt:
         print(f"fl-ray: go on with the same command and --output {output}", file=sys.stderr)
         raise

@@ -15,6 +15,7 @@ import yaml
 from fl_ray.config import RunConfig
 from fl_ray.errors import OutputError, SettingError
 from fl_ray.experiment import Experiment, check
+from fl_ray.parallel_runs import PlannedRun, run_at_once
 from fl_ray.progress import Progress
 from fl_ray.recipes import apply_overrides, compare_entries, make_config, to_dict
 from fl_ray.run_folder import RunFolder, new_folder
@@ -105,8 +106,11 @@ def run_folder_of(output: Path, label: str, seed: int) -> Path:
     return output / "runs" / _folder_name(label) / f"seed{seed}"
 
 
-def run_comparison(comparison: Comparison, output: Path, progress: Progress) -> None:
-    """Run what is not finished yet in ``output``, one run after another on the same actors.
+def run_comparison(comparison: Comparison, output: Path, progress: Progress, jobs: int = 1) -> None:
+    """Run what is not finished yet in ``output``.
+
+    Args:
+        jobs: 1: one run after another on the same actors; more: so many at a time, in processes of their own.
 
     Raises:
         OutputError: ``output`` holds something else, or runs of other settings.
@@ -118,26 +122,44 @@ def run_comparison(comparison: Comparison, output: Path, progress: Progress) -> 
         progress.message(f"{len(runs) - len(open_runs)} of {len(runs)} runs were finished before in {output}")
     for _, config in comparison.runs():
         check(config)  # also makes the tracking store, once, before any run logs into it
+    planned = []
+    for number, (label, config) in enumerate(open_runs, len(runs) - len(open_runs) + 1):
+        name = f"{number}/{len(runs)} {label}, seed {config.seed}"
+        planned.append((name, label, config, run_folder_of(output, label, config.seed)))
+    if jobs > 1:
+        for _, label, config, folder in planned:
+            if not _goes_on(folder, config):
+                RunFolder(folder).begin(config, label, _tags(comparison, label))
+        run_at_once([PlannedRun(name, config, folder) for name, _, config, folder in planned], jobs, progress)
+        return
     runtimes: dict[str, Runtime] = {}
     try:
-        for number, (label, config) in enumerate(open_runs, len(runs) - len(open_runs) + 1):
-            progress.label = f"{number}/{len(runs)} {label}, seed {config.seed}"
+        for name, label, config, folder in planned:
+            progress.label = name
             key = repr((config.runtime, config.ray))
             if key not in runtimes:
                 for other in runtimes.values():
                     other.close()
                 runtimes = {key: open_runtime(config, progress)}
-            folder = run_folder_of(output, label, config.seed)
-            tags = {"comparison": comparison.name, "label": label}
-            resume = (folder / "config.yaml").exists() and _is_of(RunFolder(folder).config(), config)
-            if not resume:  # nothing there, or left by a run that was cut before it had settings
-                shutil.rmtree(folder, ignore_errors=True)
-                new_folder(folder)
-            Experiment(config, folder, runtimes[key], progress, label, tags, resume).run()
+            resume = _goes_on(folder, config)
+            Experiment(config, folder, runtimes[key], progress, label, _tags(comparison, label), resume).run()
     finally:
         progress.label = ""
         for runtime in runtimes.values():
             runtime.close()
+
+
+def _tags(comparison: Comparison, label: str) -> dict[str, str]:
+    return {"comparison": comparison.name, "label": label}
+
+
+def _goes_on(folder: Path, config: RunConfig) -> bool:
+    """Whether the folder holds the run's beginning; otherwise it is made, empty."""
+    if (folder / "config.yaml").exists() and _is_of(RunFolder(folder).config(), config):
+        return True
+    shutil.rmtree(folder, ignore_errors=True)  # left by a run that was cut before it had settings
+    new_folder(folder)
+    return False
 
 
 _RUNTIME_OF_RESULTS = ("threads", "gpus_per_actor", "training_path", "min_clients")

@@ -38,6 +38,9 @@ REGISTRY: dict[str, dict[str, Entry]] = {
         "genfl": Entry(
             "fl_ray.methods.genfl:GenFL", "fedavg joined by a server-side model trained on synthetic images"
         ),
+        "genfl_pretrain": Entry(
+            "fl_ray.methods.genfl_pretrain:GenFLPretrain", "fedavg from a model pre-trained on synthetic images"
+        ),
         "local_only": Entry("fl_ray.methods.reference:LocalOnly", "every client by itself; mean over clients' models"),
         "centralised": Entry(
             "fl_ray.methods.reference:Centralised", "one model on the pooled client data: the ceiling"

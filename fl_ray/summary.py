@@ -7,8 +7,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["CLIENT_RESULTS", "aggregate", "outcome", "spread_text", "target_key", "worst_decile"]
+__all__ = ["CLIENT_RESULTS", "METHOD_RESULTS", "aggregate", "outcome", "spread_text", "target_key", "worst_decile"]
 
+METHOD_RESULTS = {  # what methods put into the summary beside accuracy: title and scale in tables
+    "clean_accuracy": ("test accuracy, clean [%]", 100),
+    "pretrained_accuracy": ("after pre-training [%]", 100),
+    "cas": ("CAS [%]", 1),
+}
 CLIENT_RESULTS = {"client_accuracy": "mean", "client_accuracy_worst_decile": "worst_decile"}
 _REACHED = (("rounds", "round"), ("virtual_time_s", "virtual_time_s"), ("energy_j", "energy_j"))
 
@@ -79,6 +84,10 @@ def aggregate(label: str, summaries: Sequence[Mapping[str, Any]], targets: Seque
         tested = [summary["client_accuracy"][key] for summary in summaries if summary.get("client_accuracy")]
         if tested:
             row[f"{name}_mean"], row[f"{name}_std"] = _mean_std(tested)
+    for name in METHOD_RESULTS:
+        measured = [summary[name] for summary in summaries if summary.get(name) is not None]
+        if measured:
+            row[f"{name}_mean"], row[f"{name}_std"] = _mean_std(measured)
     for target in targets:
         key = target_key(target)
         hits = [summary["targets"][key] for summary in summaries if summary["targets"].get(key) is not None]

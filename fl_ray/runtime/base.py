@@ -157,6 +157,17 @@ class Runtime(ABC):
         """
 
     @abstractmethod
+    def score(
+        self,
+        images: Any,
+        weights: np.ndarray,
+        epochs: int,
+        training: TrainingConfig,
+        protocol: Literal["clean", "delft"],
+    ) -> list[Evaluation]:
+        """Train on a handle's images and test on real ones after each epoch; see ``ClientHost.score``."""
+
+    @abstractmethod
     def memory_mb(self) -> dict[str, float]:
         """Peak resident memory in MiB, by kind of process."""
 

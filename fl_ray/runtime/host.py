@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from fl_ray.errors import FlRayError, SettingError
 from fl_ray.model import WeightLayout, build_module, optimizer_settings
 from fl_ray.randomness import numpy_generator, seeded_torch
 from fl_ray.runtime import memory
+from fl_ray.runtime.base import sum_evaluations
 from fl_ray.runtime.batched import BatchedClients, BatchedTraining, refusal
 from fl_ray.runtime.local_training import Correction, Key, has_batch_norm, lr_factor, train_locally
 from fl_ray.runtime.tasks import (
@@ -293,11 +294,12 @@ class ClientHost:
         epochs: int,
         correction: Correction | None = None,
         training: TrainingConfig | None = None,
+        after_epoch: Callable[[], None] | None = None,
     ) -> float:
         training = training or self.job.training
         x = x.contiguous(memory_format=self._format)
         factor = lr_factor(training, round_number, self.job.rounds)
-        return train_locally(self.module, x, y, training, epochs, factor, key, correction)
+        return train_locally(self.module, x, y, training, epochs, factor, key, correction, after_epoch)
 
     def resolve_path(
         self, wanted: str, clients: Sequence[int], at_once: int, weights: np.ndarray
@@ -399,6 +401,41 @@ class ClientHost:
         with self._optimised_by(training):
             loss = self._fit(x, y, round_number, key, epochs, training=training)
         return self.layout.read().numpy(), loss
+
+    def score(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        weights: np.ndarray,
+        epochs: int,
+        training: TrainingConfig,
+        protocol: Literal["clean", "delft"],
+    ) -> list[Evaluation]:
+        """Train ``weights`` on the server's images and test on real ones after each epoch (CAS, arXiv 1905.10887).
+
+        ``delft`` is what TU Delft's code does: the module stays in evaluation mode after its first epoch, and the real
+        images are the training and the test part together; ``clean``: training mode, the test part.
+        """
+        found: list[Evaluation] = []
+
+        def test() -> None:
+            found.append(sum_evaluations([self._evaluate(*block) for block in self._real_blocks(protocol == "delft")]))
+            if protocol == "clean":
+                self.module.train()
+
+        self.layout.write(torch.from_numpy(weights))
+        x, y = self.job.shape.normalise(images, self.device), torch.from_numpy(labels).to(self.device)
+        key = (self.job.seed, "score", 0, 0)
+        with self._optimised_by(training):
+            self._fit(x, y, 0, key, epochs, training=training, after_epoch=test)
+        return found
+
+    def _real_blocks(self, training_part: bool) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        yield from (self._test_block(block) for block in range(self.data.test_blocks))
+        rows = self.data.partition.owned() if training_part else np.empty(0, dtype=np.int64)
+        for start in range(0, len(rows), EVALUATION_BLOCK):
+            x, y = self._inputs(rows[start : start + EVALUATION_BLOCK])
+            yield x.contiguous(memory_format=self._format), y
 
     @contextmanager
     def _optimised_by(self, training: TrainingConfig | None) -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -73,6 +74,16 @@ class InProcessRuntime(Runtime):
         training: TrainingConfig | None = None,
     ) -> _Later:
         return _Later(lambda: self.host.train_on(*images, weights, round_number, epochs, training))
+
+    def score(
+        self,
+        images: tuple[np.ndarray, np.ndarray],
+        weights: np.ndarray,
+        epochs: int,
+        training: TrainingConfig,
+        protocol: Literal["clean", "delft"],
+    ) -> list[Evaluation]:
+        return self.host.score(*images, weights, epochs, training, protocol)
 
     def memory_mb(self) -> dict[str, float]:
         return {"driver": peak_memory_mb()}
