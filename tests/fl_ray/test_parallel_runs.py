@@ -1,6 +1,8 @@
 """``fl-ray compare --jobs``: runs in processes of their own give what runs one after another give."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ import yaml
 from safetensors.torch import load_file
 
 from fl_ray.comparison import plan_comparison, run_comparison
+from fl_ray.config import RunConfig
 from fl_ray.errors import FlRayError
 from fl_ray.progress import Progress
 from fl_ray.recipes import to_dict
@@ -15,13 +18,15 @@ from fl_ray.run_folder import RunFolder
 
 
 @pytest.fixture
-def recipe(small) -> dict:
+def recipe(small: Callable[..., RunConfig]) -> dict[str, Any]:
     content = to_dict(small())
     content["compare"] = [{"label": "one"}, {"label": "two", "training.lr": 0.3}]
     return content
 
 
-def test_two_at_a_time_equal_one_after_another(recipe: dict, tmp_path: Path, capfd) -> None:
+def test_two_at_a_time_equal_one_after_another(
+    recipe: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     comparison = plan_comparison([recipe], {}, [0])
     run_comparison(comparison, tmp_path / "apart", Progress(), jobs=2)
     run_comparison(comparison, tmp_path / "one", Progress(False))
@@ -36,8 +41,9 @@ def test_two_at_a_time_equal_one_after_another(recipe: dict, tmp_path: Path, cap
     assert "2 of 2 runs were finished before" in capfd.readouterr().err
 
 
-def test_a_run_that_fails_does_not_take_the_others_along(recipe: dict, tmp_path: Path) -> None:
-    recipe["compare"].append({"label": "bad", "model": {"name": "tests.fl_ray.own:RaisingModule"}})
+def test_a_run_that_fails_does_not_take_the_others_along(recipe: dict[str, Any], tmp_path: Path) -> None:
+    bad = {"model": {"name": "tests.fl_ray.own:RaisesOnNine"}, "clients_per_round": 6, "runtime.min_clients": 6}
+    recipe["compare"].append({"label": "bad", **bad})
     recipe = yaml.safe_load(yaml.safe_dump(recipe))
     comparison = plan_comparison([recipe], {}, [0])
     with pytest.raises(FlRayError, match=r"1 of 3 runs failed: 3/3 bad, seed 0; .*log\.txt"):
