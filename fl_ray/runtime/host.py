@@ -19,12 +19,12 @@ from torch.nn import functional
 
 from fl_ray.aggregation import ExactSum
 from fl_ray.config import TrainingConfig
-from fl_ray.errors import FlRayError, SettingError
+from fl_ray.errors import FlRayError
 from fl_ray.model import WeightLayout, build_module, optimizer_settings
 from fl_ray.randomness import numpy_generator, seeded_torch
 from fl_ray.runtime import memory
 from fl_ray.runtime.base import sum_evaluations
-from fl_ray.runtime.batched import BatchedClients, BatchedTraining, refusal
+from fl_ray.runtime.batched import BatchedClients, BatchedTraining
 from fl_ray.runtime.local_training import Correction, Key, has_batch_norm, lr_factor, train_locally
 from fl_ray.runtime.tasks import (
     EVALUATION_BLOCK,
@@ -38,6 +38,7 @@ from fl_ray.runtime.tasks import (
     Task,
     TrainingPath,
 )
+from fl_ray.runtime.training_path import choose_path
 from fl_ray.updates import UpdateChain
 from lightning_modules.classifier import Classifier
 
@@ -45,10 +46,7 @@ __all__ = ["ClientHost"]
 
 _BATCHED_BYTES = 2**26  # of the stacked parameters of clients that are computed together
 _BATCHED_CLIENTS = 64
-_WORTH_IT = 1.25  # how much faster ``auto`` wants the batched path to be
-_GROUPS = (1, 2, 3, 5, 16)  # sizes of groups that are compared with a whole one
 _TRIAL_BATCHES = 50
-_SLOW_STEP_S = 0.01  # above it, launching kernels is a small part of a step
 _ONE_SAMPLE = LeftOut("one_sample", "batch norm can't train on its one sample (data.partition.min_samples 2 avoids it)")
 _NOT_FINITE = LeftOut("not_finite", "its update is not finite (or above 2^20)")
 
@@ -104,8 +102,8 @@ class ClientHost:
         began = time.time()
         total = None if settings.individual else ExactSum(self.layout.size)
         result = PartialResult(None)
-        at_once = self._most_together() if settings.path == "batched" else 1
-        work = self._train_batched if settings.path == "batched" else self._train_plain
+        at_once = self.most_together() if settings.path == "batched" else 1
+        work = self.train_batched if settings.path == "batched" else self._train_plain
         common = torch.from_numpy(weights)
         for first in range(0, len(tasks), at_once):
             group = tasks[first : first + at_once]
@@ -116,7 +114,7 @@ class ClientHost:
         result.total = None if total is None else total.total
         return result
 
-    def _most_together(self) -> int:
+    def most_together(self) -> int:
         """Clients that the batched path computes at a time."""
         return max(1, min(_BATCHED_CLIENTS, _BATCHED_BYTES // (4 * self.layout.size)))
 
@@ -212,11 +210,12 @@ class ClientHost:
     def _train_plain(
         self, tasks: Sequence[Task], starts: Sequence[torch.Tensor], settings: RoundSettings
     ) -> list[_Outcome]:
-        return [self._train_one(task, start, settings) for task, start in zip(tasks, starts, strict=True)]
+        return [self.train_one(task, start, settings) for task, start in zip(tasks, starts, strict=True)]
 
-    def _train_one(self, task: Task, start: torch.Tensor, settings: RoundSettings) -> _Outcome:
+    def train_one(self, task: Task, start: torch.Tensor, settings: RoundSettings) -> _Outcome:
+        """One client by itself, from ``start`` [size]."""
         started = time.time()
-        rows = self._rows(task, settings)
+        rows = self.rows(task, settings)
         if len(rows) == 1 and has_batch_norm(self.module):
             return _Outcome(task, started, left_out=_ONE_SAMPLE)
         self.layout.write(start)
@@ -229,13 +228,14 @@ class ClientHost:
         )
         return _Outcome(task, started, self.layout.read(), loss)
 
-    def _train_batched(
+    def train_batched(
         self, tasks: Sequence[Task], starts: Sequence[torch.Tensor], settings: RoundSettings
     ) -> list[_Outcome]:
+        """All clients as one program."""
         started = time.time()
         if self._batched is None:
             self._batched = BatchedTraining(self.module)
-        own = [self._rows(task, settings) for task in tasks]
+        own = [self.rows(task, settings) for task in tasks]
         base = _rows(starts)  # [1, size] where all start alike
         self.layout.write(starts[0])  # for the buffers: ``_unfit`` has seen that they stay
         x, y = self._inputs(np.concatenate(own))
@@ -256,7 +256,7 @@ class ClientHost:
             view.copy_(values)
         return [_Outcome(task, started, state, loss) for task, state, loss in zip(tasks, states, losses, strict=True)]
 
-    def _rows(self, task: Task, settings: RoundSettings) -> np.ndarray:
+    def rows(self, task: Task, settings: RoundSettings) -> np.ndarray:
         """The images that a task trains on."""
         rows, training = self.data.partition.of(task.client), self.job.training
         if training.sample_fraction < 1:
@@ -304,85 +304,14 @@ class ClientHost:
     def resolve_path(
         self, wanted: str, clients: Sequence[int], at_once: int, weights: np.ndarray
     ) -> tuple[TrainingPath, str]:
-        """Which training path ``runtime.training_path`` means here, and why.
-
-        ``auto`` trains clients for an epoch by either path, and takes ``batched`` where it is clearly faster.
-
-        Args:
-            clients: to try it with.
-            at_once: how many a host has in a round.
-
-        Raises:
-            SettingError: ``batched`` was asked for and can't be had.
-        """
+        """See ``fl_ray.runtime.training_path.choose_path``."""
         if wanted == "plain":
             return "plain", "it is set"
         self._trial = True
         try:
-            path, reason, can = self._choose_path(wanted, clients, at_once, weights)
+            return choose_path(self, wanted, clients, at_once, weights)
         finally:
             self._trial = False
-        if wanted == "batched" and not can:
-            raise SettingError(
-                f"runtime.training_path is batched, but model {self.job.model.name} can't be trained so: {reason}; "
-                "use plain or auto"
-            )
-        return path, reason
-
-    def _choose_path(
-        self, wanted: str, clients: Sequence[int], at_once: int, weights: np.ndarray
-    ) -> tuple[TrainingPath, str, bool]:
-        reason = refusal(self.module)
-        if reason is not None:
-            return "plain", reason, False
-        tasks = [Task(client, 1 / len(clients)) for client in clients[:at_once]]
-        if wanted == "auto":
-            batches = -(-len(self._rows(tasks[0], RoundSettings(0))) // self.job.training.batch_size)
-            step = self._measured(tasks[:1], weights, "plain") / batches
-            if step > _SLOW_STEP_S:
-                return "plain", f"a step takes {1000 * step:.0f} ms, of which little is overhead", True
-        reason = self._unfit(clients, weights)
-        if reason is not None:
-            return "plain", reason, False
-        if wanted == "batched":
-            return "batched", "it is set", True
-        seconds = {path: self._measured(tasks, weights, path) for path in ("plain", "batched")}
-        faster = seconds["plain"] / seconds["batched"]
-        told = f"batched trains {len(tasks)} clients {faster:.1f} times as fast as plain"
-        return ("batched" if faster >= _WORTH_IT else "plain"), told, True
-
-    def _unfit(self, clients: Sequence[int], weights: np.ndarray) -> str | None:
-        """Try the batched path: any number of clients together must give each the same bits, and buffers must stay."""
-        start = torch.from_numpy(weights)
-        most = self._most_together()
-        turns = range(-(-most // len(clients)))
-        tasks = [Task(client, 1.0, turn=turn) for turn in turns for client in clients][:most]
-        settings = RoundSettings(0, "batched")
-        try:
-            whole = self._train_batched(tasks, [start] * len(tasks), settings)
-            for size in (size for size in _GROUPS if size < most):
-                part = self._train_batched(tasks[:size], [start] * size, settings)
-                pairs = zip(part, whole[:size], strict=True)
-                if not all(torch.equal(_bits(one.trained), _bits(two.trained)) for one, two in pairs):
-                    return "on this processor its result depends on who is computed together"
-            buffers = torch.from_numpy(~self.layout.is_parameter)
-            if not torch.equal(self._train_one(tasks[0], start, settings).trained[buffers], start[buffers]):
-                return "its buffers change in training"
-        except FlRayError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever torch.func can't do with a user's module; it is told
-            said = (str(error).splitlines() or [""])[0]
-            return f"torch.func can't run it ({type(error).__name__}: {said})"
-        return None
-
-    def _measured(self, tasks: list[Task], weights: np.ndarray, path: TrainingPath) -> float:
-        """Seconds of one training of the tasks' clients; the faster of two, after one that isn't counted."""
-        times = []
-        for _ in range(3):
-            begun = time.perf_counter()
-            self.train(tasks, weights, RoundSettings(0, path))
-            times.append(time.perf_counter() - begun)
-        return min(times[1:])
 
     def train_on(
         self,
@@ -494,11 +423,6 @@ class ClientHost:
 
 def _turn(task: Task, settings: RoundSettings) -> int:
     return settings.number if task.turn is None else task.turn
-
-
-def _bits(vector: torch.Tensor) -> torch.Tensor:
-    """Float32 as integers, which are equal where NaN is."""
-    return vector.view(torch.int32)
 
 
 def _rows(vectors: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -31,7 +31,7 @@ def test_rows_are_the_clients_own_and_new_each_round(small: Callable[..., Any]) 
     job = Job(config.model, ImageShape.of(data.source), config.training, 0, 2, 1)
     arrays = JobData(data.images, data.labels, data.partition, data.held_out, data.test_images, data.test_labels)
     host = ClientHost(job, arrays)
-    first, again, second = (host._rows(Task(2, 1.0), RoundSettings(number)) for number in (0, 0, 1))
+    first, again, second = (host.rows(Task(2, 1.0), RoundSettings(number)) for number in (0, 0, 1))
     own = data.partition.of(2)
     assert len(set(first.tolist())) == len(first) == len(own) // 2
     assert set(first.tolist()) <= set(own.tolist())
