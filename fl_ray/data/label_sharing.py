@@ -1,4 +1,4 @@
-"""What clients tell the server of their labels, once before the first round: counts, presence alone, or noisy counts."""
+"""What clients tell the server of their labels, once in a run: counts, presence alone, or noisy counts."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class SharedLabels:
 
     - ``counts``: the training samples of each class; 8 bytes a class.
     - ``presence``: which classes a client has, one bit a class: a class that is there counts as 1.
-    - ``noisy``: ``add_laplace`` of the counts, drawn by key; 8 bytes a class. A client shares once, and all that follows
-      is made of that one answer, so ``epsilon`` is what a client has spent in the whole run, whatever its rounds.
-      It covers these statistics alone: sizes (FedAvg's rho_n) and updates are sent as always. The noise is simulated:
-      who knows the run's seed can take it off again.
+    - ``noisy``: ``add_laplace`` of the counts, drawn by key; 8 bytes a class. A client shares once, and all that
+      follows is made of that one answer, so ``epsilon`` is what a client has spent in the whole run, whatever its
+      rounds. It covers these statistics alone: sizes (FedAvg's rho_n) and updates are sent as always. The noise is
+      simulated: who knows the run's seed can take it off again.
     """
 
     data: FederatedData

@@ -59,7 +59,7 @@ def test_a_run_on_three_classes_has_three_outputs(run_small: Run) -> None:
 
 @pytest.mark.parametrize("classes", [1, [4], [1, 1], [-1, 3]])
 def test_what_is_no_choice_of_classes_is_refused(classes: object) -> None:
-    with pytest.raises(SettingError, match="data.classes is"):
+    with pytest.raises(SettingError, match=r"data\.classes is"):
         DataConfig("digits", classes=classes)
 
 
