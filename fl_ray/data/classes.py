@@ -27,7 +27,7 @@ def keep_classes(data: ImageData, classes: list[int] | int) -> ImageData:
     new_label = np.full(known, -1, dtype=np.int64)
     new_label[kept] = np.arange(len(kept))
 
-    def part(images: np.ndarray | None, labels: np.ndarray | None) -> tuple[np.ndarray, ...]:
+    def part(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         rows = np.flatnonzero(new_label[labels] >= 0)
         return images[rows], new_label[labels[rows]], rows
 

@@ -84,7 +84,7 @@ class GenFL(FedAvg):
             raise ValueError(f"images_per_round ({images_per_round}) and max_images ({max_images}) must be positive")
         if server_epochs is not None and server_epochs < 1:
             raise ValueError(f"server_epochs is {server_epochs}, but it must be at least 1")
-        self.kappa1, self.kappa2, self.kappa_policy = kappa1, kappa2, kappa_policy
+        self.kappa2, self.kappa_policy = kappa2, kappa_policy
         self.kappa_max, self.kappa_decay, self.kappa_floor = kappa_max, kappa_decay, kappa_floor
         self.class_choice, self.label_sharing, self.epsilon = class_choice, label_sharing, epsilon
         self.images_per_round, self.max_images, self.server_epochs = images_per_round, max_images, server_epochs
