@@ -242,7 +242,7 @@ class Experiment:
             row |= {name: found[key] for name, key in CLIENT_RESULTS.items()}
         self.folder.add_history(row)
         if self.tracker is not None:
-            self.tracker.round(row)
+            self.tracker.round(row | context.metrics)
         self._tell_left_out(report)
         if report.plan is not None and number <= TIMELINE_ROUNDS:
             shown, plan = slice(0, TIMELINE_CLIENTS), report.plan

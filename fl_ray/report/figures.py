@@ -17,6 +17,7 @@ from fl_ray.summary import worst_decile
 __all__ = [
     "accuracy_figure",
     "client_accuracy_figure",
+    "kappa_figure",
     "partition_figure",
     "samples_png",
     "save_svg",
@@ -123,6 +124,17 @@ def client_accuracy_figure(tests: Mapping[str, Sequence[Sequence[float]]]) -> Fi
     axis.set_ylabel("share of clients")
     axis.grid(alpha=0.25)
     figure.legend(loc="outside lower center", ncols=min(len(tests), 4))
+    return figure
+
+
+def kappa_figure(kappas: Sequence[float]) -> Figure:
+    """The weight of GenFL's augmented model in each round."""
+    figure, (axis,) = _figure(6, 2.6)
+    axis.plot(range(1, len(kappas) + 1), kappas, marker="." if len(kappas) < 30 else None)
+    axis.set_ylim(-0.02, 1.02)
+    axis.set_xlabel("round")
+    axis.set_ylabel("κ2")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 

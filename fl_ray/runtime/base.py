@@ -123,8 +123,8 @@ class Runtime(ABC):
         """Train the clients of a round; see ``ClientHost.train``."""
 
     @abstractmethod
-    def evaluate(self, models: Sequence[np.ndarray]) -> list[Evaluation]:
-        """Each model on the global test images."""
+    def evaluate(self, models: Sequence[np.ndarray], images: Any = None) -> list[Evaluation]:
+        """Each model on the global test images, or on those of a handle of ``put``."""
 
     @abstractmethod
     def evaluate_clients(
@@ -139,7 +139,7 @@ class Runtime(ABC):
 
     @abstractmethod
     def put(self, images: np.ndarray, labels: np.ndarray) -> Any:
-        """A handle on images for ``train_on_server``, so that they travel once."""
+        """A handle on images for ``train_on_server`` and ``evaluate``, so that they travel once."""
 
     @abstractmethod
     def train_on_server(

@@ -386,11 +386,19 @@ class ClientHost:
 
     def _test_block(self, block: int) -> tuple[torch.Tensor, torch.Tensor]:
         if block not in self._test:  # normalised once, then kept
-            rows = slice(block * EVALUATION_BLOCK, (block + 1) * EVALUATION_BLOCK)
-            x = self.job.shape.normalise(self.data.test_images[rows], self.device)
-            y = torch.from_numpy(self.data.test_labels[rows]).to(self.device)
-            self._test[block] = x.contiguous(memory_format=self._format), y
+            self._test[block] = self._block(self.data.test_images, self.data.test_labels, block)
         return self._test[block]
+
+    def _block(self, images: np.ndarray, labels: np.ndarray, block: int) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = slice(block * EVALUATION_BLOCK, (block + 1) * EVALUATION_BLOCK)
+        x = self.job.shape.normalise(images[rows], self.device)
+        return x.contiguous(memory_format=self._format), torch.from_numpy(labels[rows]).to(self.device)
+
+    def evaluate_on(self, images: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> Evaluation:
+        """Evaluate on images that are no part of the run's own."""
+        self.layout.write(torch.from_numpy(weights))
+        blocks = range(-(-len(labels) // EVALUATION_BLOCK))
+        return sum_evaluations([self._evaluate(*self._block(images, labels, block)) for block in blocks])
 
     def evaluate_clients(self, weights: np.ndarray, clients: list[int], part: str) -> list[Evaluation | None]:
         """Evaluate on each client's own images of a part (``held_out`` or ``partition``); None where it has none."""

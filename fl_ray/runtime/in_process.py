@@ -48,7 +48,11 @@ class InProcessRuntime(Runtime):
         with phases.phase("aggregate"):
             return merge([part], self.host.layout.size, settings.individual)
 
-    def evaluate(self, models: Sequence[np.ndarray]) -> list[Evaluation]:
+    def evaluate(
+        self, models: Sequence[np.ndarray], images: tuple[np.ndarray, np.ndarray] | None = None
+    ) -> list[Evaluation]:
+        if images is not None:
+            return [self.host.evaluate_on(*images, weights) for weights in models]
         blocks = list(range(self.host.data.test_blocks))
         return [sum_evaluations(self.host.evaluate_test(weights, blocks)) for weights in models]
 

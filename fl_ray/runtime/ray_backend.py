@@ -329,8 +329,13 @@ class RayRuntime(Runtime):
         with phases.phase("aggregate"):
             return merge(done, len(weights), settings.individual)
 
-    def evaluate(self, models: Sequence[np.ndarray]) -> list[Evaluation]:
+    def evaluate(
+        self, models: Sequence[np.ndarray], images: tuple[ray.ObjectRef, ray.ObjectRef] | None = None
+    ) -> list[Evaluation]:
         live = self._live()
+        if images is not None:
+            pairs = zip(itertools.cycle(live), models, strict=False)
+            return self._run([_Call(slot, "evaluate_on", (*images, self.hold(model))) for slot, model in pairs])
         pieces = _runs(self._blocks, 1 if len(models) >= len(live) else len(live))
         jobs = [(self.hold(model), piece) for model in models for piece in pieces]
         slots = itertools.cycle(live)

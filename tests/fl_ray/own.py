@@ -127,12 +127,20 @@ class FlatGenerator(Generator):
         return {"block_size": self.block_size, "offset": self.offset}
 
     def fit(self, data: TrainingImages, folder: Path, progress: Callable[[int, int, float], None]) -> None:
-        folder.mkdir()
         tones = [data.images[data.labels == label].mean() for label in range(len(data.classes))]
         np.save(folder / "tones.npy", np.array([*data.images.shape[1:], *tones]))
 
     def load(self, folder: Path, device: torch.device) -> Sampler:
         return _FlatSampler(self, np.load(folder / "tones.npy"))
+
+
+class UntaughtGenerator(FlatGenerator):
+    """A generator that knows its classes beforehand: the tone of class c is 20 c."""
+
+    learns_from = "none"
+
+    def fit(self, data: TrainingImages, folder: Path, progress: Callable[[int, int, float], None]) -> None:
+        np.save(folder / "tones.npy", np.array([*data.images.shape[1:], *(20 * np.arange(len(data.classes)))]))
 
 
 class SlowGenerator(FlatGenerator):
