@@ -156,12 +156,13 @@ def _default_output(name: str) -> Path:
 def _print_table(columns: list[str], rows: list[list[str]], title: str | None = None) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title=title)
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right")
+        table.add_column(Text(column), justify="left" if number == 0 else "right")  # no markup: [s] is a unit
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     console = Console()
     if not console.is_terminal:  # a file or a pipe has no width to keep to
         console = Console(width=max(console.width, 40 + sum(max(len(column), 14) for column in columns)))

@@ -34,11 +34,11 @@ _SHOWN: dict[str, tuple[str, float, int]] = {
 _NOTES = (
     "Domain shift: how often a small classifier tells held-out synthetic images from real ones (50: no better than "
     "chance). FID, KID (± standard error), precision and recall (k = 3, mean over classes) compare features with those "
-    "of as many real test images of each class; compare them within this table only. CAS: test accuracy of the recipe's "
-    "model after training on these images alone. Closer to ...: share of images that are nearer (in pixels) to an image "
-    "of that part than to any of equally many test images; 50: nothing is memorised. Rows of real images: what real ones "
-    "score; the feature extractor was trained on the public ones. Training: when the generator was made, on whatever "
-    "machine that was; sampling: measured now, by the whole pool."
+    "of as many real test images of each class; compare them within this table only. CAS: test accuracy of the "
+    "recipe's model after training on these images alone. Closer to ...: share of images that are nearer (in pixels) "
+    "to an image of that part than to any of equally many test images; 50: nothing is memorised. Rows of real images: "
+    "what real ones score; the feature extractor was trained on the public ones. Training: when the generator was "
+    "made, on whatever machine that was; sampling: measured now, by the whole pool."
 )
 
 
@@ -157,8 +157,9 @@ def _correlation_table(rows: Sequence[Mapping[str, Any]], correlations: Sequence
     found: dict[tuple[int, str], list[str]] = {}
     groups = sorted({entry["group"] for entry in correlations})
     for entry in correlations:
-        gain = entry["gain"]
-        titles.setdefault(gain, f"with rounds saved to {float(gain.split('_')[3]):.0%}")
+        target = entry["gain"].removeprefix("rounds_saved_to_").removesuffix("_mean")
+        if entry["gain"] not in titles:
+            titles[entry["gain"]] = f"with rounds saved to {float(target):.0%}"
         rho = "–" if entry["spearman"] is None else f"{entry['spearman']:+.2f}"
         found.setdefault((entry["group"], entry["measure"]), []).append(f"{rho} ({entry['levels']})")
     cells = []
