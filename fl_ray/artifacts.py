@@ -16,7 +16,7 @@ from fl_ray.model import ImageShape, WeightLayout, build_module
 from fl_ray.run_folder import RunFolder
 from fl_ray.tracking import Tracker
 
-__all__ = ["end_tracking", "is_one_model", "log_model", "write_models", "write_samples"]
+__all__ = ["end_tracking", "is_one_model", "log_model", "sample_grid", "write_models", "write_samples"]
 
 _SAMPLE_COLUMNS = 8
 _STATUS = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}  # ours: MLflow's
@@ -43,16 +43,21 @@ def is_one_model(method: Method, weights: np.ndarray) -> bool:
 
 def write_samples(run: RunContext) -> None:
     """samples.png: real images beside generated ones."""
+    made = run.synthesis.images(np.full(run.data.num_classes, _SAMPLE_COLUMNS), run.config.seed)
+    (run.folder / "samples.png").write_bytes(sample_grid(run.data, *made))
+
+
+def sample_grid(data: FederatedData, images: np.ndarray, labels: np.ndarray) -> bytes:
+    """A PNG of public images beside the first generated ones of each class; white where there are none."""
     from fl_ray.report.figures import samples_png
 
-    data, columns = run.data, _SAMPLE_COLUMNS
-    made, _ = run.synthesis.images(np.full(data.num_classes, columns), run.config.seed)
-    synthetic = made.reshape(data.num_classes, columns, *made.shape[1:])
-    real = np.full_like(synthetic, 255)
-    for label in range(data.num_classes):
-        own = data.public_images[data.public_labels == label][:columns]
-        real[label, : len(own)] = own
-    (run.folder / "samples.png").write_bytes(samples_png(real, synthetic, data.source.classes))
+    shape = data.num_classes, _SAMPLE_COLUMNS, *images.shape[1:]
+    sides = np.full((2, *shape), 255, dtype=np.uint8)
+    for side, (found, of) in zip(sides, ((data.public_images, data.public_labels), (images, labels)), strict=True):
+        for label in range(data.num_classes):
+            own = found[of == label][:_SAMPLE_COLUMNS]
+            side[label, : len(own)] = own
+    return samples_png(*sides, data.source.classes)
 
 
 def end_tracking(

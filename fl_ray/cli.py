@@ -1,4 +1,4 @@
-"""The command line: ``fl-ray run | compare | replay | partition | report | list``.
+"""The command line: ``fl-ray run | compare | quality | replay | partition | report | list``.
 
 Heavy packages are imported by the commands, so that ``--help`` answers at once.
 """
@@ -16,6 +16,8 @@ from fl_ray.errors import FlRayError, OutputError, SettingError
 from fl_ray.version import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from fl_ray.config import RunConfig
     from fl_ray.run_folder import RunFolder
 
@@ -28,7 +30,10 @@ _SETTINGS = (
     "--data.partition.alpha 0.1; --print_config shows all of them and stops. --debug shows an error's traceback."
 )
 _OPTIONS = ("--output", "--resume", "--seeds", "--jobs", "--help", "--version")
-_REPLAY = ("--round", "--client")  # options of that command alone: --round elsewhere means --rounds
+_OWN = {  # options of one command alone: --round elsewhere means --rounds
+    "replay": ("--round", "--client"),
+    "quality": ("--per_class", "--runs", "--inception", "--clip"),
+}
 _FLAGS = ("--debug", "--print_config")  # taken anywhere; jsonargparse keeps the name of the second for itself
 
 
@@ -55,6 +60,13 @@ def _parser() -> Any:
     compare.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
     compare.add_argument("--output", type=str, default=None, metavar="DIR", help="goes on with what is there")
     compare.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time, each in its own process")
+    quality = command("quality", "measure the images of a recipe's generators, beside real ones", _SETTINGS)
+    quality.add_argument("recipe", type=str, help="YAML file; its compare list may hold several generators")
+    quality.add_argument("--output", type=str, default=None, metavar="DIR", help="default: runs/NAME-quality-DATE")
+    quality.add_argument("--per_class", type=int, default=100, metavar="N", help="images of each class; default: 100")
+    quality.add_argument("--runs", type=str, default=None, metavar="DIR", help="of fl-ray compare: did it matter?")
+    quality.add_argument("--inception", type=str, default=None, metavar="FILE", help="weights of torchvision's v3")
+    quality.add_argument("--clip", type=str, default=None, metavar="DIR", help="a CLIP model, for the CLIP score")
     replay = command("replay", "train one client of a run's round again, and show what happened")
     replay.add_argument("folder", type=str, metavar="DIR", help="a run; nothing is written into it")
     replay.add_argument("--round", type=int, required=True, metavar="R", help="counted from 1, as in history.csv")
@@ -75,7 +87,7 @@ def _split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
 
     from fl_ray.recipes import TOP_LEVEL
 
-    options = _OPTIONS + (_REPLAY if arguments[:1] == ["replay"] else ())
+    options = _OPTIONS + _OWN.get(arguments[0] if arguments else "", ())
     kept: list[str] = []
     overrides: dict[str, Any] = {}
     words = iter(arguments)
@@ -145,12 +157,13 @@ def _default_output(name: str) -> Path:
 def _print_table(columns: list[str], rows: list[list[str]], title: str | None = None) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title=title)
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right")
+        table.add_column(Text(column), justify="left" if number == 0 else "right")  # no markup: [s] is a unit
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     console = Console()
     if not console.is_terminal:  # a file or a pipe has no width to keep to
         console = Console(width=max(console.width, 40 + sum(max(len(column), 14) for column in columns)))
@@ -163,6 +176,12 @@ def _print_config(config: RunConfig) -> None:
     from fl_ray.recipes import to_dict
 
     print(yaml.safe_dump(to_dict(config), sort_keys=False), end="")
+
+
+def _print_configs(configs: Mapping[str, RunConfig]) -> None:
+    for label, config in configs.items():
+        print(f"# {label}")
+        _print_config(config)
 
 
 def _run(options: Any, overrides: dict[str, Any]) -> int:
@@ -221,9 +240,7 @@ def _compare(options: Any, overrides: dict[str, Any]) -> int:
         raise SettingError(f"--jobs is {options.jobs}, but it must be at least 1")
     comparison = plan_comparison([load_recipe(path) for path in options.recipes], overrides, options.seeds)
     if options.print_config:
-        for label, config in comparison.configs.items():
-            print(f"# {label}")
-            _print_config(config)
+        _print_configs(comparison.configs)
         return 0
     from fl_ray.progress import Progress
 
@@ -278,6 +295,27 @@ def _report(options: Any, overrides: dict[str, Any]) -> int:
         return _report_comparison(paths[0], folders)
     output = new_folder(Path(options.output)) if options.output else new_folder(_default_output("report"))
     return _report_comparison(output, folders)
+
+
+def _quality(options: Any, overrides: dict[str, Any]) -> int:
+    from fl_ray.recipes import load_recipe
+    from fl_ray.run_folder import new_folder
+
+    runs = (Path(options.runs), _run_folders(Path(options.runs))) if options.runs else None
+    recipe = load_recipe(options.recipe)
+    from fl_ray.progress import Progress
+    from fl_ray.quality import QualityOptions, plan_quality, quality
+
+    asked = QualityOptions(options.per_class, options.inception, options.clip)
+    configs = plan_quality(recipe, overrides)
+    if options.print_config:
+        _print_configs(configs)
+        return 0
+    output = new_folder(Path(options.output) if options.output else _default_output(f"{recipe['name']}-quality"))
+    for table in quality(configs, asked, output, Progress(), runs):
+        _print_table(*table)
+    print(f"measures: {output / 'quality.json'}\nreport: {output / 'quality.html'}")
+    return 0
 
 
 def _replay(options: Any, overrides: dict[str, Any]) -> int:
@@ -348,6 +386,7 @@ def _list(options: Any, overrides: dict[str, Any]) -> int:
 _COMMANDS = {
     "run": _run,
     "compare": _compare,
+    "quality": _quality,
     "replay": _replay,
     "partition": _partition,
     "report": _report,

@@ -23,7 +23,15 @@ from fl_ray.runtime.base import Runtime
 from fl_ray.runtime.start import open_runtime
 from fl_ray.summary import aggregate, outcome
 
-__all__ = ["Comparison", "plan_comparison", "rows_of_runs", "run_comparison", "write_comparison_csv"]
+__all__ = [
+    "Comparison",
+    "plan_comparison",
+    "result_settings",
+    "rows_of_runs",
+    "run_comparison",
+    "same_settings",
+    "write_comparison_csv",
+]
 
 
 @dataclass(frozen=True)
@@ -155,7 +163,7 @@ def _tags(comparison: Comparison, label: str) -> dict[str, str]:
 
 def _goes_on(folder: Path, config: RunConfig) -> bool:
     """Whether the folder holds the run's beginning; otherwise it is made, empty."""
-    if (folder / "config.yaml").exists() and _is_of(RunFolder(folder).config(), config):
+    if (folder / "config.yaml").exists() and same_settings(RunFolder(folder).config(), config):
         return True
     shutil.rmtree(folder, ignore_errors=True)  # left by a run that was cut before it had settings
     new_folder(folder)
@@ -165,7 +173,8 @@ def _goes_on(folder: Path, config: RunConfig) -> bool:
 _RUNTIME_OF_RESULTS = ("threads", "gpus_per_actor", "training_path", "min_clients")
 
 
-def _of_results(config: RunConfig) -> dict[str, Any]:
+def result_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that decide a run's results, but for its seed."""
     content = to_dict(config)
     for key in ("ray", "tracking", "checkpoint", "compare", "seed"):
         content.pop(key)
@@ -180,7 +189,7 @@ def _of_results(config: RunConfig) -> dict[str, Any]:
 
 def _settings(comparison: Comparison) -> dict[str, Any]:
     """What makes results: everything but how and where runs are carried out."""
-    plain = {label: _of_results(config) for label, config in comparison.configs.items()}
+    plain = {label: result_settings(config) for label, config in comparison.configs.items()}
     return yaml.safe_load(yaml.safe_dump({"name": comparison.name, "runs": plain}, sort_keys=False))
 
 
@@ -198,11 +207,11 @@ def _claim(comparison: Comparison, output: Path) -> None:
     marker.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
 
 
-def _is_of(stored: RunConfig, config: RunConfig) -> bool:
+def same_settings(stored: RunConfig, config: RunConfig) -> bool:
     """Whether a folder's resolved settings are those of a run; ``auto`` was resolved when it began."""
     if config.runtime.training_path == "auto":
         stored = replace(stored, runtime=replace(stored.runtime, training_path="auto"))
-    return stored.seed == config.seed and _of_results(stored) == _of_results(config)
+    return stored.seed == config.seed and result_settings(stored) == result_settings(config)
 
 
 def _is_done(output: Path, label: str, config: RunConfig) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from generators.cache import BlockCache, stored_folder
 
 __all__ = ["FederatedGenerator", "Synthesis", "cache_root"]
 
+TRAINED_FILE = "trained.json"  # beside the weights: what their training took
 FORMAT = 1  # of the cache; raised when the code that makes weights or images changes what it makes
 
 
@@ -99,24 +101,32 @@ class Synthesis:
 
         def write(draft: Path) -> None:
             try:
-                if self._federated:
-                    module = self._federated.train(draft)
-                    self.generator.store(module, self._learned, draft)
-                    return
-                if len(self._learned.labels):
-                    self.progress.message(f"pre-training the generator on {len(self._learned.labels)} real images")
-                self.generator.fit(
-                    self._learned,
-                    draft,
-                    lambda step, steps, loss: self.progress.steps("pre-training", step, steps, f"loss {loss:.3f}"),
-                )
+                self._train(draft)
             except ValueError as error:
                 raise SettingError(f"generator {self.config.name}: {error}") from error
+            (draft / TRAINED_FILE).write_text(json.dumps({"seconds": time.perf_counter() - start}), encoding="utf-8")
 
         if stored_folder(folder, write):
             self.train_seconds = time.perf_counter() - start
             self.progress.message(f"generator ready after {self.train_seconds:.0f} s, kept in {folder}")
         return folder
+
+    def _train(self, draft: Path) -> None:
+        if self._federated:
+            self.generator.store(self._federated.train(draft), self._learned, draft)
+            return
+        if len(self._learned.labels):
+            self.progress.message(f"pre-training the generator on {len(self._learned.labels)} real images")
+        self.generator.fit(
+            self._learned,
+            draft,
+            lambda step, steps, loss: self.progress.steps("pre-training", step, steps, f"loss {loss:.3f}"),
+        )
+
+    def training_seconds(self) -> float | None:
+        """What the training took when the generator was made, less legs that were cut; None where nobody noted it."""
+        noted = self.prepare() / TRAINED_FILE
+        return json.loads(noted.read_text(encoding="utf-8"))["seconds"] if noted.exists() else None
 
     def spent(self) -> Ledger:
         """What clients have spent on training the generator; nothing where the server did that."""
@@ -200,6 +210,16 @@ class Synthesis:
                 "all the while: lower generator.pool.cpus, generator.pool.gpus or runtime.num_actors"
             ) from error
         return self._pool
+
+    def seconds_per_image(self, seed: int) -> float:
+        """Wall seconds of the whole pool for an image, measured now on blocks that are made past the cache."""
+        pool, count = self._start_pool(), self.config.pool.actors if self.on_ray else 1
+        blocks = [Block(seed, number % self.data.num_classes, 0) for number in range(count)]
+        for _ in pool.make(blocks):  # the first images of a process take longer
+            pass
+        start = time.perf_counter()
+        made = sum(len(images) for _, images in pool.make(blocks))
+        return (time.perf_counter() - start) / made
 
     def keys(self) -> list[str]:
         """What fixes the images that were made: the keys of the trained generator and of its samples in the cache."""

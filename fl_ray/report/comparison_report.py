@@ -14,7 +14,7 @@ from fl_ray.report.run_report import clients_section, partition_section, samples
 from fl_ray.run_folder import RunFolder
 from fl_ray.summary import CLIENT_RESULTS, METHOD_RESULTS, spread_text, target_key
 
-__all__ = ["comparison_report", "comparison_table"]
+__all__ = ["comparison_report", "comparison_table", "markdown_table"]
 
 Table = tuple[list[str], list[list[str]]]
 
@@ -65,7 +65,7 @@ def comparison_report(output: Path, folders: Sequence[RunFolder]) -> Table:
         raise OutputError(f"{', '.join(str(folder.path) for folder in folders)}: no finished run to report on")
     write_comparison_csv(rows, output / "comparison.csv")
     brief = comparison_table(rows, targets, brief=True)
-    (output / "comparison.md").write_text(_markdown(*brief), encoding="utf-8")
+    (output / "comparison.md").write_text(markdown_table(*brief), encoding="utf-8")
     columns, cells = comparison_table(rows, targets)
     histories = {label: [folder.history() for folder in members] for label, members in by_label.items()}
     curves = save_svg(output, "accuracy", accuracy_figure(histories, targets))
@@ -95,7 +95,7 @@ def comparison_report(output: Path, folders: Sequence[RunFolder]) -> Table:
     return brief
 
 
-def _markdown(columns: list[str], cells: list[list[str]]) -> str:
+def markdown_table(columns: list[str], cells: list[list[str]]) -> str:
     """The table for a README, so that nobody types numbers."""
     rule = ["---"] + ["---:"] * (len(columns) - 1)
     return "".join("| " + " | ".join(line) + " |\n" for line in [columns, rule, *cells])
