@@ -46,10 +46,13 @@ def write_samples(run: RunContext) -> None:
     from fl_ray.report.figures import samples_png
 
     data, columns = run.data, _SAMPLE_COLUMNS
-    made, _ = run.synthesis.images(np.full(data.num_classes, columns), run.config.seed)
-    synthetic = made.reshape(data.num_classes, columns, *made.shape[1:])
-    real = np.full_like(synthetic, 255)
+    available = run.synthesis.available()
+    shown = np.full(data.num_classes, columns) if available is None else np.minimum(available, columns)
+    made, labels = run.synthesis.images(shown, run.config.seed)
+    synthetic = np.full((data.num_classes, columns, *made.shape[1:]), 255, dtype=np.uint8)
+    real = synthetic.copy()
     for label in range(data.num_classes):
+        synthetic[label, : shown[label]] = made[labels == label]
         own = data.public_images[data.public_labels == label][:columns]
         real[label, : len(own)] = own
     (run.folder / "samples.png").write_bytes(samples_png(real, synthetic, data.source.classes))
@@ -70,10 +73,15 @@ def end_tracking(
 
 
 def log_model(config: RunConfig, data: FederatedData, weights: np.ndarray) -> None:
-    """The model as MLflow keeps it: exported by torch, so that loading it unpickles nothing of ours."""
+    """The model as MLflow keeps it: exported by torch, so that loading it unpickles nothing of ours.
+
+    What is no classifier is left out: it has more than one input.
+    """
     from fl_ray import tracking
 
     shape = ImageShape.of(data.source)
     module = build_module(config.model, shape, config.training)
+    if hasattr(module, "evaluation"):
+        return
     WeightLayout(module).write(torch.from_numpy(np.array(weights)))
     tracking.log_model(module, shape.normalise(data.test_images[:2], torch.device("cpu")).numpy())

@@ -38,7 +38,6 @@ from fl_ray.runtime.tasks import (
     TrainingPath,
 )
 from fl_ray.updates import UpdateChain
-from lightning_modules.classifier import Classifier
 
 __all__ = ["ClientHost"]
 
@@ -87,6 +86,7 @@ class ClientHost:
         self.device = device or torch.device("cpu")
         with seeded_torch(job.seed, "init"):  # buffers that are drawn and not sent must be those of all other hosts
             self.module = build_module(job.model, job.shape, job.training).to(self.device)
+        self._shape = job.shape.unit() if getattr(self.module, "wants_unit_images", False) else job.shape
         # Convolutions, and the pools behind them, are faster on channels that lie together.
         self._format = torch.contiguous_format
         if any(isinstance(part, nn.Conv2d) for part in self.module.modules()):
@@ -281,7 +281,7 @@ class ClientHost:
         return Correction(settings.proximal, around, self._offset(task))
 
     def _inputs(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        x = self.job.shape.normalise(self.data.images[rows], self.device)
+        x = self._shape.normalise(self.data.images[rows], self.device)
         return x, torch.from_numpy(self.data.labels[rows]).to(self.device)
 
     def _fit(
@@ -393,7 +393,7 @@ class ClientHost:
     ) -> tuple[np.ndarray, float]:
         """Train from ``weights`` on the server's images; the new weights and the mean loss."""
         self.layout.write(torch.from_numpy(weights))
-        x = self.job.shape.normalise(images, self.device)
+        x = self._shape.normalise(images, self.device)
         y = torch.from_numpy(labels).to(self.device)
         key = (self.job.seed, "server", round_number, 0)
         with self._optimised_by(training):
@@ -402,8 +402,8 @@ class ClientHost:
 
     @contextmanager
     def _optimised_by(self, training: TrainingConfig | None) -> Iterator[None]:
-        """Another optimiser than the clients', where the module is ours; a user's own keeps its own."""
-        if training is None or not isinstance(self.module, Classifier):
+        """Another optimiser than the clients', where the module takes one; a user's own keeps its own."""
+        if training is None or not hasattr(self.module, "optimizer_settings"):
             yield
             return
         before = self.module.optimizer_settings
@@ -421,7 +421,7 @@ class ClientHost:
     def _test_block(self, block: int) -> tuple[torch.Tensor, torch.Tensor]:
         if block not in self._test:  # normalised once, then kept
             rows = slice(block * EVALUATION_BLOCK, (block + 1) * EVALUATION_BLOCK)
-            x = self.job.shape.normalise(self.data.test_images[rows], self.device)
+            x = self._shape.normalise(self.data.test_images[rows], self.device)
             y = torch.from_numpy(self.data.test_labels[rows]).to(self.device)
             self._test[block] = x.contiguous(memory_format=self._format), y
         return self._test[block]
