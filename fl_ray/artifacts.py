@@ -43,7 +43,8 @@ def is_one_model(method: Method, weights: np.ndarray) -> bool:
 
 def write_samples(run: RunContext) -> None:
     """samples.png: real images beside generated ones."""
-    made = run.synthesis.images(np.full(run.data.num_classes, _SAMPLE_COLUMNS), run.config.seed)
+    available, shown = run.synthesis.available(), np.full(run.data.num_classes, _SAMPLE_COLUMNS)
+    made = run.synthesis.images(shown if available is None else np.minimum(available, shown), run.config.seed)
     (run.folder / "samples.png").write_bytes(sample_grid(run.data, *made))
 
 
@@ -75,10 +76,15 @@ def end_tracking(
 
 
 def log_model(config: RunConfig, data: FederatedData, weights: np.ndarray) -> None:
-    """The model as MLflow keeps it: exported by torch, so that loading it unpickles nothing of ours."""
+    """The model as MLflow keeps it: exported by torch, so that loading it unpickles nothing of ours.
+
+    What is no classifier is left out: it has more than one input.
+    """
     from fl_ray import tracking
 
     shape = ImageShape.of(data.source)
     module = build_module(config.model, shape, config.training)
+    if hasattr(module, "evaluation"):
+        return
     WeightLayout(module).write(torch.from_numpy(np.array(weights)))
     tracking.log_model(module, shape.normalise(data.test_images[:2], torch.device("cpu")).numpy())

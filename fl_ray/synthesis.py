@@ -77,7 +77,10 @@ class Synthesis:
         source = self._federated.digest() if self._federated else digest(images, labels)
         self._learned = TrainingImages(images, labels, data.source.classes, source)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        settings = self.generator.training_settings()
+        try:
+            settings = self.generator.training_settings()
+        except ValueError as error:
+            raise self._refused(error) from error
         self.key = settings_digest(FORMAT, config.name, settings, device, data.source.classes, source)[:16]
         self._home = cache_root(config) / f"{config.name.replace(':', '.')}-{self.key}"
         gpu = torch.cuda.is_available() and (config.pool.gpus > 0 or not on_ray)
@@ -103,7 +106,7 @@ class Synthesis:
             try:
                 self._train(draft)
             except ValueError as error:
-                raise SettingError(f"generator {self.config.name}: {error}") from error
+                raise self._refused(error) from error
             (draft / TRAINED_FILE).write_text(json.dumps({"seconds": time.perf_counter() - start}), encoding="utf-8")
 
         if stored_folder(folder, write):
@@ -150,7 +153,11 @@ class Synthesis:
         """The same images block by block, as they are there: what a cache holds first, then what the pool makes.
 
         A class's last block is cut to the count. Memory does not grow with the counts.
+
+        Raises:
+            SettingError: the generator has not so many.
         """
+        self._check_counts(counts)
         size, missing = self.generator.block_size, []
         shares = {label: int(count) for label, count in enumerate(counts)}
         for label, count in shares.items():
@@ -165,12 +172,30 @@ class Synthesis:
             for block, images in self._make(missing):
                 yield block, images[: shares[block.label] - block.number * size]
 
+    def available(self) -> np.ndarray | None:
+        """How many images of each class there are, int64 [classes]; None: any number."""
+        try:
+            return self.generator.available(self._learned)
+        except ValueError as error:
+            raise self._refused(error) from error
+
+    def _check_counts(self, counts: np.ndarray) -> None:
+        available = self.available()
+        if available is None:
+            return
+        for name, asked, there in zip(self.data.source.classes, counts, available, strict=True):
+            if asked > there:
+                raise self._refused(
+                    f"{asked} images of class {name} are asked for, but there are {there}; {self.generator.more_from}"
+                )
+
+    def _refused(self, why: object) -> SettingError:
+        return SettingError(f"generator {self.config.name}: {why}")
+
     def _fitting(self, images: np.ndarray) -> np.ndarray:
         shape = self.data.images.shape[1:]
         if images.shape[1:] != shape:
-            raise SettingError(
-                f"generator {self.config.name}: makes images {images.shape[1:]}, but the data are {shape}"
-            )
+            raise self._refused(f"makes images {images.shape[1:]}, but the data are {shape}")
         return images
 
     def _make(self, blocks: list[Block]) -> Iterator[tuple[Block, np.ndarray]]:
@@ -229,7 +254,7 @@ class Synthesis:
         """What was done, for summary.json; seconds are of this run alone (0 where the cache had everything)."""
         return {
             "key": self.key,
-            "public_images": len(self._learned.labels),
+            "real_images": len(self._learned.labels),
             "train_seconds": self.train_seconds,
             "images_made": self._images,
             "sampling_seconds": self._seconds,

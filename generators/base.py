@@ -26,7 +26,10 @@ __all__ = [
     "Sampler",
     "TrainingImages",
     "block_seed",
+    "check_class",
+    "require_positive",
     "settings_digest",
+    "to_uint8",
 ]
 
 RealImages = Literal["public", "reserve", "none"]
@@ -78,7 +81,11 @@ class Sampler(ABC):
 
     @abstractmethod
     def sample(self, block: Block) -> np.ndarray:
-        """The block's images, uint8 [block size, C, H, W]."""
+        """The block's images, uint8 [block size, C, H, W]; fewer where ``Generator.available`` ends within the block.
+
+        Raises:
+            ValueError: the class is unknown, or the block lies behind the last image that there is.
+        """
 
 
 class Generator(ABC):
@@ -88,10 +95,12 @@ class Generator(ABC):
         block_size: images made together.
         learns_from: which real images ``fit`` is given: the server's ``public`` ones, the ``reserve`` that nobody else
             sees (``data.reserve_fraction``), or none.
+        more_from: where there are only so many images (``available``), what to change to have more.
     """
 
     block_size: int
     learns_from: RealImages = "public"
+    more_from: str = ""
 
     @abstractmethod
     def training_settings(self) -> dict[str, Any]:
@@ -120,6 +129,10 @@ class Generator(ABC):
         """Keep a module that clients have trained; ``data`` holds no images, only their shape and the classes."""
         raise TypeError(f"{type(self).__name__} is not trained by clients")
 
+    def available(self, data: TrainingImages) -> np.ndarray | None:
+        """How many images of each class there are, int64 [classes]; None: any number. ``data`` as for ``fit``."""
+        return None
+
     @abstractmethod
     def load(self, folder: Path, device: torch.device) -> Sampler:
         """A sampler of the weights stored in ``folder``."""
@@ -134,3 +147,21 @@ def block_seed(block: Block) -> int:
 def settings_digest(*parts: Any) -> str:
     """A hash of settings (JSON values), the same in every process."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def check_class(label: int, classes: int) -> None:
+    """Refuse a class that a generator of so many classes does not know."""
+    if not 0 <= label < classes:
+        raise ValueError(f"class {label} is unknown to the generator, which knows 0..{classes - 1}")
+
+
+def require_positive(**settings: float | None) -> None:
+    """Refuse settings that are not positive; None is one that is not set."""
+    for name, value in settings.items():
+        if value is not None and value <= 0:
+            raise ValueError(f"{name} is {value}, but it must be positive")
+
+
+def to_uint8(images: torch.Tensor) -> np.ndarray:
+    """Images in [0, 1] as bytes."""
+    return images.mul(255).round().to(torch.uint8).cpu().numpy()

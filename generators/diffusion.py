@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +10,16 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, UNet2DModel
 
-from generators.base import Block, Generator, Sampler, TrainingImages, block_seed
+from generators.base import (
+    Block,
+    Generator,
+    Sampler,
+    TrainingImages,
+    block_seed,
+    check_class,
+    require_positive,
+    to_uint8,
+)
 from lightning_modules.diffusion import ClassConditionalDDPM, make_unet
 
 __all__ = ["ClassConditionalPipeline", "DiffusionGenerator"]
@@ -89,12 +96,10 @@ class DiffusionGenerator(Generator):
         guidance: float = 2.0,
         block_size: int = 25,
     ) -> None:
-        positive = {"train_steps": train_steps, "batch_size": batch_size, "steps": steps, "block_size": block_size}
         if widths is not None and (not widths or min(widths) < 1):
             raise ValueError(f"widths is {widths}, but it must list positive channel counts")
-        for name, value in {**positive, "lr": lr, "layers": layers}.items():
-            if value <= 0:
-                raise ValueError(f"{name} is {value}, but it must be positive")
+        require_positive(train_steps=train_steps, batch_size=batch_size, steps=steps, block_size=block_size)
+        require_positive(lr=lr, layers=layers)
         if not 0 <= label_dropout < 1:
             raise ValueError(f"label_dropout is {label_dropout}, but it must be in [0, 1)")
         if not steps <= diffusion_steps:
@@ -113,13 +118,10 @@ class DiffusionGenerator(Generator):
         return {name: getattr(self, name) for name in ("sampler", "steps", "guidance", "block_size")}
 
     def fit(self, data: TrainingImages, folder: Path, progress: Callable[[int, int, float], None]) -> None:
-        from generators.training import fit_steps
+        from generators.training import fit_steps, seeded
 
         channels, size = data.images.shape[1], data.images.shape[2]
-        # All cores: pre-training runs alone, in the driver. The last bits of the weights depend on the count; they are
-        # trained once and kept, so that all runs that read one cache have the same.
-        with _threads(os.cpu_count() or 1), torch.random.fork_rng():
-            torch.manual_seed(self.train_seed)
+        with seeded(self.train_seed):
             unet = make_unet(size, channels, len(data.classes), self.widths, self.layers)
             scheduler = DDPMScheduler(num_train_timesteps=self.diffusion_steps, beta_schedule="squaredcos_cap_v2")
             module = ClassConditionalDDPM(unet, scheduler, self.lr, self.label_dropout, self.ema)
@@ -145,19 +147,8 @@ class _DiffusionSampler(Sampler):
 
     def sample(self, block: Block) -> np.ndarray:
         classes = self.pipeline.unet.config.num_class_embeds - 1
-        if not 0 <= block.label < classes:
-            raise ValueError(f"class {block.label} is unknown to the generator, which knows 0..{classes - 1}")
+        check_class(block.label, classes)
         noise = torch.Generator().manual_seed(block_seed(block))
         labels = torch.full((self.settings.block_size,), block.label)
         images = self.pipeline(labels, noise, self.settings.steps, self.settings.guidance)
-        return images.mul(255).round().to(torch.uint8).cpu().numpy()
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+        return to_uint8(images)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-__all__ = ["fit_steps"]
+__all__ = ["fit_steps", "seeded"]
 
 
 class _Batches(IterableDataset):
@@ -71,3 +73,20 @@ def fit_steps(
             callbacks=[_Report(steps, progress)],
         )
         trainer.fit(module, DataLoader(_Batches(images, labels, batch_size, steps), batch_size=None))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Pre-training by random numbers of its own, and on all cores (or $OMP_NUM_THREADS): it runs alone, in the driver.
+
+    The last bits of the weights depend on the threads; they are trained once and kept, so that all runs that read one
+    cache have the same.
+    """
+    before, wanted = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS", "")
+    torch.set_num_threads(int(wanted) if wanted.isdigit() else os.cpu_count() or 1)
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            yield
+    finally:
+        torch.set_num_threads(before)

@@ -40,7 +40,6 @@ from fl_ray.runtime.tasks import (
 )
 from fl_ray.runtime.training_path import choose_path
 from fl_ray.updates import UpdateChain
-from lightning_modules.classifier import Classifier
 
 __all__ = ["ClientHost"]
 
@@ -86,6 +85,7 @@ class ClientHost:
         self.device = device or torch.device("cpu")
         with seeded_torch(job.seed, "init"):  # buffers that are drawn and not sent must be those of all other hosts
             self.module = build_module(job.model, job.shape, job.training).to(self.device)
+        self._shape = job.shape.unit() if getattr(self.module, "wants_unit_images", False) else job.shape
         # Convolutions, and the pools behind them, are faster on channels that lie together.
         self._format = torch.contiguous_format
         if any(isinstance(part, nn.Conv2d) for part in self.module.modules()):
@@ -282,7 +282,7 @@ class ClientHost:
         return Correction(settings.proximal, around, self._offset(task))
 
     def _inputs(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        x = self.job.shape.normalise(self.data.images[rows], self.device)
+        x = self._shape.normalise(self.data.images[rows], self.device)
         return x, torch.from_numpy(self.data.labels[rows]).to(self.device)
 
     def _fit(
@@ -324,7 +324,7 @@ class ClientHost:
     ) -> tuple[np.ndarray, float]:
         """Train from ``weights`` on the server's images; the new weights and the mean loss."""
         self.layout.write(torch.from_numpy(weights))
-        x = self.job.shape.normalise(images, self.device)
+        x = self._shape.normalise(images, self.device)
         y = torch.from_numpy(labels).to(self.device)
         key = (self.job.seed, "server", round_number, 0)
         with self._optimised_by(training):
@@ -353,7 +353,7 @@ class ClientHost:
                 self.module.train()
 
         self.layout.write(torch.from_numpy(weights))
-        x, y = self.job.shape.normalise(images, self.device), torch.from_numpy(labels).to(self.device)
+        x, y = self._shape.normalise(images, self.device), torch.from_numpy(labels).to(self.device)
         key = (self.job.seed, "score", 0, 0)
         with self._optimised_by(training):
             self._fit(x, y, 0, key, epochs, training=training, after_epoch=test)
@@ -368,8 +368,8 @@ class ClientHost:
 
     @contextmanager
     def _optimised_by(self, training: TrainingConfig | None) -> Iterator[None]:
-        """Another optimiser than the clients', where the module is ours; a user's own keeps its own."""
-        if training is None or not isinstance(self.module, Classifier):
+        """Another optimiser than the clients', where the module takes one; a user's own keeps its own."""
+        if training is None or not hasattr(self.module, "optimizer_settings"):
             yield
             return
         before = self.module.optimizer_settings
@@ -391,7 +391,7 @@ class ClientHost:
 
     def _block(self, images: np.ndarray, labels: np.ndarray, block: int) -> tuple[torch.Tensor, torch.Tensor]:
         rows = slice(block * EVALUATION_BLOCK, (block + 1) * EVALUATION_BLOCK)
-        x = self.job.shape.normalise(images[rows], self.device)
+        x = self._shape.normalise(images[rows], self.device)
         return x.contiguous(memory_format=self._format), torch.from_numpy(labels[rows]).to(self.device)
 
     def evaluate_on(self, images: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> Evaluation:

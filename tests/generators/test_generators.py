@@ -152,14 +152,15 @@ def test_cache_files_are_whole_or_not_there(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "images").rglob("*") if path.is_file()] == ["block_000002.npy"]
 
     def cut(draft: Path) -> None:
-        draft.mkdir()
         (draft / "half").touch()
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         stored_folder(tmp_path / "weights", cut)
     assert not (tmp_path / "weights").exists()
-    assert stored_folder(tmp_path / "weights", lambda draft: draft.mkdir())
+    left: list[Path] = []
+    assert stored_folder(tmp_path / "weights", lambda draft: left.extend(draft.iterdir()))
+    assert [path.name for path in left] == ["half"]  # to go on from
     assert not stored_folder(tmp_path / "weights", cut)
 
 
