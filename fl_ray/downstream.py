@@ -66,9 +66,9 @@ def gains_of_runs(
     found: list[dict[str, Any]] = [{**results_of[baseline], "group": None}]
     groups: list[dict[str, Any]] = []
     for label, config in configs.items():
-        runs = by_label.get(label, [])
+        runs = [run for run in by_label.get(label, []) if run.summary()["seed"] in plain]
         if not runs or not all(same_settings(run.config(), replace(config, seed=run.config().seed)) for run in runs):
-            what = "other settings than the recipe's" if runs else "no finished run"
+            what = "other settings than the recipe's" if runs else f"no finished run with a seed of {baseline}"
             raise OutputError(
                 f"--runs {where}: {what} for the label {label!r}; give the recipe and the overrides that fl-ray "
                 "compare was given, and let it come to its end"
@@ -97,7 +97,7 @@ def _outcomes(runs: Sequence[RunFolder], targets: Sequence[float]) -> dict[int, 
 def _gains(
     own: Mapping[int, dict[str, Any]], plain: Mapping[int, dict[str, Any]], targets: Sequence[float]
 ) -> dict[str, float | None]:
-    pairs = [(own[seed], plain[seed]) for seed in own if seed in plain]
+    pairs = [(own[seed], plain[seed]) for seed in own]
     gains = {"gain": [a["final_accuracy"] - b["final_accuracy"] for a, b in pairs]}
     for key in map(target_key, targets):
         both = [(a["targets"][key], b["targets"][key]) for a, b in pairs if a["targets"][key] and b["targets"][key]]

@@ -110,20 +110,20 @@ def measure(configs: Mapping[str, RunConfig], options: QualityOptions, progress:
         generators = _distinct(configs, data, runtime, progress)
         scores = ImageScores(first, data, options.per_class, options.inception, options.clip)
         found = Measured(extractor=scores.extractor)
-        try:
-            for labels, synthesis, config in generators:
-                progress.message(f"measuring the images of {', '.join(labels)}")
+        for labels, synthesis, config in generators:
+            progress.message(f"measuring the images of {', '.join(labels)}")
+            try:
                 images = synthesis.images(np.full(data.num_classes, options.per_class), config.seed)
                 cost = {
                     "training_s": synthesis.training_seconds(),
                     "sampling_s_per_image": synthesis.seconds_per_image(config.seed),
                 }
+            finally:
+                progress.stop()
                 synthesis.close()
-                found.rows.append({"label": ", ".join(labels), "labels": labels, **scores.of(*images), **cost})
-                found.configs.append(config)
-                found.samples.append(sample_grid(data, *images))
-        finally:
-            progress.stop()
+            found.rows.append({"label": ", ".join(labels), "labels": labels, **scores.of(*images), **cost})
+            found.configs.append(config)
+            found.samples.append(sample_grid(data, *images))
     for part, images in scores.real_sets().items():
         progress.message(f"measuring real images ({part})")
         found.rows.append({"label": f"real ({part})", "labels": [], **scores.of(*images, part)})

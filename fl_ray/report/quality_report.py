@@ -131,9 +131,9 @@ def _panels(members: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None
 def _downstream_table(rows: Sequence[Mapping[str, Any]], targets: Sequence[float]) -> Table:
     columns = ["run", "seeds", "final accuracy [%]", "gain [points]"]
     for target in targets:
-        columns += [f"rounds to {target:.0%}", "rounds saved"]
-    costs = ("training_s", "sampling_s_per_image")
-    columns += [_SHOWN[name][0] for name in costs]
+        columns += [f"rounds to {target:.0%}", f"rounds saved to {target:.0%}"]
+    beside = ("domain_shift", "kid", "cas", "training_s", "sampling_s_per_image")
+    columns += [_SHOWN[name][0] for name in beside]
     cells = []
     for row in rows:
         line = [
@@ -147,7 +147,7 @@ def _downstream_table(rows: Sequence[Mapping[str, Any]], targets: Sequence[float
             suffix = "" if hits == row["runs"] else f" ({hits} of {row['runs']})"
             line.append(spread_text(row, f"rounds_to_{key}", 1) + suffix)
             line.append(spread_text(row, f"rounds_saved_to_{key}", 1))
-        cells.append(line + [_text(row, name) for name in costs])
+        cells.append(line + [_text(row, name) for name in beside])
     return columns, cells
 
 
