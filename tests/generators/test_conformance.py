@@ -1,4 +1,4 @@
-"""What every generator must keep to: images fixed by (seed, class, index), whoever makes them and whatever is asked for.
+"""What every generator keeps to: samples fixed by (seed, class, index) alone, on any pool, and in any request."""
 
 A new generator needs its smallest settings in ``TINY``.
 """

@@ -97,9 +97,9 @@ def test_changed_files_make_another_key(root: Path) -> None:
 
 
 def test_what_is_wrong_in_the_folder_is_said(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="root is .*nowhere.* no such folder"):
+    with pytest.raises(ValueError, match=r"root is .*nowhere.* no such folder"):
         FolderGenerator(str(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match="no images .* of class bird; .* Cat, bird"):
+    with pytest.raises(ValueError, match=r"no images .* of class bird; .* Cat, bird"):
         fitted(FolderGenerator(str(root)), data(classes=("Cat", "bird")), tmp_path / "one")
     (root / "cat" / "0.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"cat/0.png can't be read as an image"):
@@ -147,7 +147,7 @@ def test_more_images_than_there_are_name_the_way_out(small: Callable[..., RunCon
     more = there + np.eye(10, dtype=int)[3]
     with pytest.raises(SettingError, match=rf"{more[3]} images of class 3 .* are {there[3]}; .*data.reserve_fraction"):
         real.images(more, seed=0)
-    with pytest.raises(SettingError, match="generator folder: .*no images .* of class 0, 1"):
+    with pytest.raises(SettingError, match=r"generator folder: .*no images .* of class 0, 1"):
         synthesis("folder", root=str(root)).images(np.ones(10, dtype=int), seed=0)
     for label in range(10):
         (root / str(label)).mkdir()
