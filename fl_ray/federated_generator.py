@@ -25,7 +25,7 @@ from fl_ray.server import checkpoint_of, rounds
 from fl_ray.synthesis import Synthesis
 from generators.base import FederatedTraining, settings_digest
 
-__all__ = ["ClientsTrainGenerator", "make_synthesis"]
+__all__ = ["ClientsTrainGenerator", "make_synthesis", "recipe_synthesis"]
 
 COST_FILE = "federated.json"
 _RESULTS = ("model", "method", "training", "rounds", "clients_per_round", "sampling", "clock", "fleet", "seed")
@@ -38,12 +38,17 @@ def make_synthesis(
     """The run's synthetic images, with the generator trained; None where the method needs none."""
     if not method.uses_generator:
         return None
+    synthesis = recipe_synthesis(config, data, runtime, progress)
+    synthesis.prepare()  # before the clients' actors have work, so that it has the machine nearly to itself
+    return synthesis
+
+
+def recipe_synthesis(config: RunConfig, data: FederatedData, runtime: Runtime, progress: Progress) -> Synthesis:
+    """Images of the recipe's generator, whatever its method; nothing is trained yet."""
     spec = build("generator", Component(config.generator.name, config.generator.settings)).federated()
     clients = ClientsTrainGenerator(config, spec, data, runtime, progress) if spec is not None else None
     on_ray = config.runtime.backend == "ray"
-    synthesis = Synthesis(config.generator, data, progress, on_ray, config.runtime.threads, clients)
-    synthesis.prepare()  # before the clients' actors have work, so that it has the machine nearly to itself
-    return synthesis
+    return Synthesis(config.generator, data, progress, on_ray, config.runtime.threads, clients)
 
 
 @dataclass

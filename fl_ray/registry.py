@@ -94,6 +94,10 @@ REGISTRY: dict[str, dict[str, Entry]] = {
         "diffusion": Entry(
             "generators.diffusion:DiffusionGenerator", "class-conditional pixel diffusion (UNet2D, DDPM)"
         ),
+        "text_to_image": Entry(
+            "generators.text_to_image:TextToImage", "prompts to a diffusers pipeline, as Stable Diffusion v1-5"
+        ),
+        "dit": Entry("generators.dit:DiT", "class ids to a diffusion transformer (diffusers' DiTPipeline)"),
     },
 }
 

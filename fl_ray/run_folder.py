@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib.metadata
 import json
@@ -21,7 +22,7 @@ from fl_ray.errors import OutputError
 from fl_ray.recipes import load_recipe, make_config, to_dict
 from fl_ray.version import __version__
 
-__all__ = ["HISTORY_COLUMNS", "RunFolder", "new_folder", "plain", "write_json"]
+__all__ = ["HISTORY_COLUMNS", "RunFolder", "environment", "new_folder", "plain", "write_json"]
 
 HISTORY_COLUMNS = (
     "round",
@@ -40,6 +41,7 @@ HISTORY_COLUMNS = (
 CLIENT_COLUMNS = ("round", "client", "samples", "accuracy", "loss")
 _INTEGERS = {"round", "bytes_up", "bytes_down", "clients", "client", "samples"}
 _PACKAGES = ("ray", "torch", "torchvision", "pytorch-lightning", "diffusers", "mlflow", "numpy")
+_EXTRAS = ("transformers", "peft")  # of setup.cfg's extra ``text``
 
 
 def new_folder(path: Path) -> Path:
@@ -84,8 +86,12 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _environment() -> dict[str, Any]:
+def environment() -> dict[str, Any]:
+    """What runs this: versions, revision, machine."""
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    for name in _EXTRAS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
     return {
         "fl_ray": __version__,
         "git_revision": _git_revision(),
@@ -117,7 +123,7 @@ class RunFolder:
 
     def write_config(self, config: RunConfig) -> None:
         """config.yaml: the resolved recipe, and what ran it. It is a recipe itself: ``fl-ray run`` takes it."""
-        content = to_dict(config) | {"environment": _environment()}
+        content = to_dict(config) | {"environment": environment()}
         draft = self / ".config.draft"
         draft.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
         draft.replace(self / "config.yaml")

@@ -38,10 +38,12 @@ def connect_ahead(recipe: Mapping[str, Any]) -> None:
         _begun.append(Connection(settings))
 
 
-def open_runtime(config: RunConfig, progress: Progress | None = None) -> Runtime:
+def open_runtime(config: RunConfig, progress: Progress | None = None, ahead: bool = True) -> Runtime:
     """The backend that ``runtime.backend`` names; a context manager, used by one run after another.
 
-    Ray is started in the background, with the actors for this run: errors on the way come from ``Runtime.open``.
+    Args:
+        ahead: Ray is started in the background, with the clients' actors for this run: errors on the way come from
+            ``Runtime.open``. Otherwise Ray answers when this returns, and actors are started by ``Runtime.open``.
     """
     if config.runtime.backend == "in_process":
         from fl_ray.runtime.in_process import InProcessRuntime
@@ -59,4 +61,4 @@ def open_runtime(config: RunConfig, progress: Progress | None = None) -> Runtime
     tell = progress.message if progress is not None else None
     if tell is not None:
         tell("starting Ray" if config.ray.address is None else f"joining Ray at {config.ray.address}")
-    return RayRuntime(config.runtime, config.ray, tell, config, connection)
+    return RayRuntime(config.runtime, config.ray, tell, config if ahead else None, connection)

@@ -127,7 +127,6 @@ class FlatGenerator(Generator):
         return {"block_size": self.block_size, "offset": self.offset}
 
     def fit(self, data: TrainingImages, folder: Path, progress: Callable[[int, int, float], None]) -> None:
-        folder.mkdir()
         tones = [data.images[data.labels == label].mean() for label in range(len(data.classes))]
         np.save(folder / "tones.npy", np.array([*data.images.shape[1:], *tones]))
 

@@ -14,7 +14,7 @@ from fl_ray.errors import PlacementError, SettingError
 from fl_ray.progress import Progress
 from fl_ray.synthesis import Synthesis
 from generators.base import Block, TrainingImages, block_seed
-from generators.cache import BlockCache, stored_folder
+from generators.cache import stored_folder
 from generators.diffusion import ClassConditionalPipeline, DiffusionGenerator
 from generators.pool import GeneratorPool, LocalPool
 from lightning_modules.diffusion import ClassConditionalDDPM, make_unet
@@ -144,22 +144,16 @@ def test_dropped_labels_are_the_null_class() -> None:
     assert set(seen[0].tolist()) == {3}
 
 
-def test_cache_files_are_whole_or_not_there(tmp_path: Path) -> None:
-    cache, block = BlockCache(tmp_path / "images"), Block(0, 1, 2)
-    assert cache.get(block) is None
-    cache.put(block, np.full((2, 1, 3, 3), 9, dtype=np.uint8))
-    assert (cache.get(block) == 9).all()
-    assert [path.name for path in (tmp_path / "images").rglob("*") if path.is_file()] == ["block_000002.npy"]
-
+def test_a_folder_is_whole_or_not_there(tmp_path: Path) -> None:
     def cut(draft: Path) -> None:
-        draft.mkdir()
         (draft / "half").touch()
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         stored_folder(tmp_path / "weights", cut)
     assert not (tmp_path / "weights").exists()
-    assert stored_folder(tmp_path / "weights", lambda draft: draft.mkdir())
+    assert stored_folder(tmp_path / "weights", lambda draft: (draft / "half").rename(draft / "whole"))
+    assert [path.name for path in (tmp_path / "weights").iterdir()] == ["whole"]
     assert not stored_folder(tmp_path / "weights", cut)
 
 
