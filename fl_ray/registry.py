@@ -103,6 +103,10 @@ REGISTRY: dict[str, dict[str, Entry]] = {
         "folder": Entry("generators.folder:FolderGenerator", "images made earlier: root/<class>/*"),
         "real": Entry("generators.real:RealGenerator", "held-out real images (data.reserve_fraction): the control"),
         "noise": Entry("generators.noise:NoiseGenerator", "uniform noise, whatever the class: the other control"),
+        "text_to_image": Entry(
+            "generators.text_to_image:TextToImage", "prompts to a diffusers pipeline, as Stable Diffusion v1-5"
+        ),
+        "dit": Entry("generators.dit:DiT", "class ids to a diffusion transformer (diffusers' DiTPipeline)"),
     },
 }
 

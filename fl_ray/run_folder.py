@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib.metadata
 import json
@@ -41,6 +42,7 @@ HISTORY_COLUMNS = (
 CLIENT_COLUMNS = ("round", "client", "samples", "accuracy", "loss")
 _INTEGERS = {"round", "bytes_up", "bytes_down", "clients", "client", "samples"}
 _PACKAGES = ("ray", "torch", "torchvision", "pytorch-lightning", "diffusers", "mlflow", "numpy")
+_EXTRAS = ("transformers", "peft")  # of setup.cfg's extra ``text``
 
 
 def new_folder(path: Path) -> Path:
@@ -88,6 +90,9 @@ def plain(value: Any) -> Any:
 def environment() -> dict[str, Any]:
     """What runs this: versions, revision, machine."""
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    for name in _EXTRAS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
     return {
         "fl_ray": __version__,
         "git_revision": _git_revision(),

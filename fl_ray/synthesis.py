@@ -1,11 +1,17 @@
-"""A run's synthetic images: the recipe's generator, trained once on the public images, and its cache of blocks."""
+"""A run's synthetic images: the recipe's generator, trained once on the public images, and its cache of blocks.
+
+What is kept is found by all that decides it, but for the versions of the libraries: an update of torch changes the last
+bits of new images, and would otherwise throw away hours of training and sampling. Every file of images names the
+versions that made it (``generators.cache``), so that a difference can be traced.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -16,16 +22,17 @@ import torch
 from fl_ray.config import Component, GeneratorConfig
 from fl_ray.data.parts import FederatedData, digest
 from fl_ray.devices.cost import Ledger
-from fl_ray.errors import PlacementError, SettingError
+from fl_ray.errors import FlRayError, LostActorsError, PlacementError, SettingError
 from fl_ray.progress import Progress
 from fl_ray.recipes import build
+from fl_ray.run_folder import environment
 from generators.base import Block, Generator, TrainingImages, settings_digest
 from generators.cache import BlockCache, stored_folder
 
 __all__ = ["FederatedGenerator", "Synthesis", "cache_root"]
 
 TRAINED_FILE = "trained.json"  # beside the weights: what their training took
-FORMAT = 1  # of the cache; raised when the code that makes weights or images changes what it makes
+FORMAT = 2  # of the cache; raised when the code that makes weights or images changes what it makes
 
 
 def cache_root(config: GeneratorConfig) -> Path:
@@ -77,15 +84,35 @@ class Synthesis:
         source = self._federated.digest() if self._federated else digest(images, labels)
         self._learned = TrainingImages(images, labels, data.source.classes, source)
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        with self._as_setting_error():
+            training, sampling = self.generator.training_settings(), self.generator.sampling_settings()
+        self.key = settings_digest(FORMAT, config.name, training, device, data.source.classes, source)[:16]
+        self._home = cache_root(config) / f"{config.name.replace(':', '.')}-{self.key}"
+        sampled_on = device if config.pool.gpus > 0 or not on_ray else "cpu"
+        self.sampling_key = settings_digest(sampling, sampled_on)[:16]
+        made = environment()
+        manifest = {
+            "generator": config.name,
+            "training": {"settings": training, "data_sha256": source, "device": device, "key": self.key},
+            "sampling": {"settings": sampling, "device": sampled_on, "key": self.sampling_key},
+            "classes": data.source.classes,
+            "fl_ray": {"version": made["fl_ray"], "git_revision": made["git_revision"], "format": FORMAT},
+        }
+        folder = self._home / f"images-{self.sampling_key}"
+        self._cache = BlockCache(folder, self.generator.block_size, manifest, made["packages"], progress.message)
+
+    @contextmanager
+    def _as_setting_error(self) -> Iterator[None]:
+        """What a generator refuses is a setting of the recipe."""
         try:
-            settings = self.generator.training_settings()
+            yield
+        except FlRayError:
+            raise
         except ValueError as error:
             raise self._refused(error) from error
-        self.key = settings_digest(FORMAT, config.name, settings, device, data.source.classes, source)[:16]
-        self._home = cache_root(config) / f"{config.name.replace(':', '.')}-{self.key}"
-        gpu = torch.cuda.is_available() and (config.pool.gpus > 0 or not on_ray)
-        sampling = settings_digest(self.generator.sampling_settings(), "cuda" if gpu else "cpu")[:16]
-        self._cache = BlockCache(self._home / f"images-{sampling}")
+
+    def _refused(self, why: object) -> SettingError:
+        return SettingError(f"generator {self.config.name}: {why}")
 
     def _check_classes(self, labels: np.ndarray) -> None:
         part = self.generator.learns_from
@@ -103,13 +130,12 @@ class Synthesis:
         start = time.perf_counter()
 
         def write(draft: Path) -> None:
-            try:
-                self._train(draft)
-            except ValueError as error:
-                raise self._refused(error) from error
+            self._train(draft)
             (draft / TRAINED_FILE).write_text(json.dumps({"seconds": time.perf_counter() - start}), encoding="utf-8")
 
-        if stored_folder(folder, write):
+        with self._as_setting_error():
+            trained = stored_folder(folder, write)
+        if trained:
             self.train_seconds = time.perf_counter() - start
             self.progress.message(f"generator ready after {self.train_seconds:.0f} s, kept in {folder}")
         return folder
@@ -158,26 +184,27 @@ class Synthesis:
             SettingError: the generator has not so many.
         """
         self._check_counts(counts)
-        size, missing = self.generator.block_size, []
+        size = self.generator.block_size
         shares = {label: int(count) for label, count in enumerate(counts)}
-        for label, count in shares.items():
-            for number in range(-(-count // size)):
+        missing = {label: np.zeros(-(-count // size), dtype=bool) for label, count in shares.items()}
+        for label, flags in missing.items():
+            for number in range(len(flags)):
                 block = Block(seed, label, number)
                 images = self._cache.get(block)
                 if images is None:
-                    missing.append(block)
+                    flags[number] = True
                 else:
-                    yield block, self._fitting(images)[: count - number * size]
-        if missing:
-            for block, images in self._make(missing):
+                    yield block, self._fitting(images)[: shares[label] - number * size]
+        wanted = (Block(seed, label, int(n)) for label, flags in missing.items() for n in np.flatnonzero(flags))
+        total = sum(int(flags.sum()) for flags in missing.values())
+        if total:
+            for block, images in self._make(wanted, total):
                 yield block, images[: shares[block.label] - block.number * size]
 
     def available(self) -> np.ndarray | None:
         """How many images of each class there are, int64 [classes]; None: any number."""
-        try:
+        with self._as_setting_error():
             return self.generator.available(self._learned)
-        except ValueError as error:
-            raise self._refused(error) from error
 
     def _check_counts(self, counts: np.ndarray) -> None:
         available = self.available()
@@ -189,8 +216,9 @@ class Synthesis:
                     f"{asked} images of class {name} are asked for, but there are {there}; {self.generator.more_from}"
                 )
 
-    def _refused(self, why: object) -> SettingError:
-        return SettingError(f"generator {self.config.name}: {why}")
+    def prompt(self, label: int, index: int) -> str | None:
+        """The words that an image is made from; None where there are none."""
+        return self.generator.prompt(self.data.source.classes, label, index)
 
     def _fitting(self, images: np.ndarray) -> np.ndarray:
         shape = self.data.images.shape[1:]
@@ -198,15 +226,21 @@ class Synthesis:
             raise self._refused(f"makes images {images.shape[1:]}, but the data are {shape}")
         return images
 
-    def _make(self, blocks: list[Block]) -> Iterator[tuple[Block, np.ndarray]]:
-        pool, waited = self._start_pool(), time.perf_counter()
-        for number, (block, images) in enumerate(pool.make(blocks), 1):
-            self._cache.put(block, self._fitting(images))
-            self._images += len(images)
-            self._seconds += time.perf_counter() - waited
-            self.progress.steps("synthesis", number, len(blocks), f"{number * len(images)} images")
-            yield block, images
-            waited = time.perf_counter()
+    def _make(self, blocks: Iterable[Block], total: int) -> Iterator[tuple[Block, np.ndarray]]:
+        from generators.pool import ActorsLostError
+
+        with self._as_setting_error():
+            try:
+                pool, waited = self._start_pool(), time.perf_counter()
+                for number, (block, images) in enumerate(pool.make(blocks), 1):
+                    self._cache.put(block, self._fitting(images))
+                    self._images += len(images)
+                    self._seconds += time.perf_counter() - waited
+                    self.progress.steps("synthesis", number, total, f"{number * len(images)} images")
+                    yield block, images
+                    waited = time.perf_counter()
+            except ActorsLostError as error:
+                raise LostActorsError(f"generator.pool: {error}") from error
 
     def _start_pool(self) -> object:
         if self._pool is not None:
@@ -248,7 +282,7 @@ class Synthesis:
 
     def keys(self) -> list[str]:
         """What fixes the images that were made: the keys of the trained generator and of its samples in the cache."""
-        return [self.key, self._cache.folder.name]
+        return [self.key, f"images-{self.sampling_key}"]
 
     def report(self) -> dict[str, float | str]:
         """What was done, for summary.json; seconds are of this run alone (0 where the cache had everything)."""

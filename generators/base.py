@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,8 @@ __all__ = [
     "TrainingImages",
     "block_seed",
     "check_class",
+    "image_seeds",
+    "key_seed",
     "require_positive",
     "settings_digest",
     "to_uint8",
@@ -137,11 +139,25 @@ class Generator(ABC):
     def load(self, folder: Path, device: torch.device) -> Sampler:
         """A sampler of the weights stored in ``folder``."""
 
+    def prompt(self, classes: Sequence[str], label: int, index: int) -> str | None:
+        """The words that image ``index`` of class ``label`` is made from; None where there are none."""
+        return None
+
+
+def key_seed(*key: int) -> int:
+    """A seed of 63 bits for a key of numbers that are at least 0."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+
 
 def block_seed(block: Block) -> int:
-    """The seed of the block's noise: 63 bits from (seed, class, number)."""
-    sequence = np.random.SeedSequence([block.seed, block.label, block.number])
-    return int(sequence.generate_state(1, np.uint64)[0] >> 1)
+    """The seed of noise that is drawn for a block as a whole, from (seed, class, number)."""
+    return key_seed(block.seed, block.label, block.number)
+
+
+def image_seeds(block: Block, block_size: int) -> list[int]:
+    """The seeds of noise that is drawn image by image, from (seed, class, index): the same for any block size."""
+    first = block.number * block_size
+    return [key_seed(block.seed, block.label, index) for index in range(first, first + block_size)]
 
 
 def settings_digest(*parts: Any) -> str:

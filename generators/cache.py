@@ -1,25 +1,37 @@
 """Trained generators and generated blocks on disk, by a hash of all that decides them.
 
-A file or folder appears under its name only when it is whole: it is written beside it and renamed.
+A file or folder appears under its name only when it is whole: it is written beside it and renamed. No file is shared by
+writers: what is known of a block stands in the block's own file.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from generators.base import Block
 
 __all__ = ["BlockCache", "stored_folder"]
 
 
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
+def _write(path: Path, content: bytes) -> None:
+    """Put a file under its name when it is whole."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
+    try:
+        draft.write_bytes(content)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def stored_folder(folder: Path, write: Callable[[Path], None]) -> bool:
@@ -42,29 +54,62 @@ def stored_folder(folder: Path, write: Callable[[Path], None]) -> bool:
 
 
 class BlockCache:
-    """Generated blocks of one generator with one set of sampling settings; uint8 arrays as .npy files."""
+    """Generated blocks of one generator with one set of sampling settings.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    A safetensors file each. Its header holds what fixes the block (seed, class, first index, count), the ``versions``
+    of the libraries that made it, and a SHA-256 of its shape and pixels. ``manifest.json`` beside them holds what all
+    blocks have in common; it is written once, by whoever is first.
+
+    Args:
+        folder: of these blocks.
+        block_size: images of a whole block.
+        manifest: what decides the images (JSON values), and on what they are made.
+        versions: of the libraries, by name.
+        tell: is told of files that are damaged.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        block_size: int,
+        manifest: Mapping[str, Any],
+        versions: Mapping[str, str],
+        tell: Callable[[str], None],
+    ) -> None:
+        self.folder, self.block_size = folder, block_size
+        self.manifest, self.versions, self._tell = dict(manifest), dict(versions), tell
 
     def _path(self, block: Block) -> Path:
-        return self.folder / f"seed_{block.seed}" / f"class_{block.label:04d}" / f"block_{block.number:06d}.npy"
+        name = f"block_{block.number:06d}.safetensors"
+        return self.folder / f"seed_{block.seed}" / f"class_{block.label:04d}" / name
+
+    def _fixed(self, block: Block, images: np.ndarray) -> dict[str, str]:
+        pixels = hashlib.sha256(str(images.shape).encode() + images.tobytes()).hexdigest()
+        first = block.number * self.block_size
+        numbers = {"seed": block.seed, "class": block.label, "first": first, "count": len(images)}
+        return {**{name: str(number) for name, number in numbers.items()}, "sha256": pixels}
 
     def get(self, block: Block) -> np.ndarray | None:
-        """The block's images, or None where they have not been made (or a crash of the machine cut their file)."""
+        """The block's images, uint8; None where they have not been made, or their file is not as it was written."""
+        path = self._path(block)
         try:
-            return np.load(self._path(block), allow_pickle=False)
-        except (FileNotFoundError, EOFError, ValueError):
+            with safe_open(path, "numpy") as file:
+                header, images = file.metadata() or {}, file.get_tensor("images")
+        except FileNotFoundError:
             return None
+        except SafetensorError:
+            header, images = {}, np.empty(0, dtype=np.uint8)
+        if images.dtype != np.uint8 or not self._fixed(block, images).items() <= header.items():
+            self._tell(f"{path} is damaged, so its images are made again")
+            return None
+        return images
 
     def put(self, block: Block, images: np.ndarray) -> None:
         """Keep a block."""
         path = self._path(block)
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = _beside(path)
-        try:
-            with draft.open("wb") as stream:
-                np.save(stream, images)
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
+        if not (self.folder / "manifest.json").exists():
+            content = json.dumps({**self.manifest, "versions": self.versions}, indent=2)
+            _write(self.folder / "manifest.json", content.encode() + b"\n")
+        header = {**self._fixed(block, images), "versions": json.dumps(self.versions, sort_keys=True)}
+        _write(path, save({"images": np.ascontiguousarray(images)}, header))

@@ -74,7 +74,8 @@ class CGANGenerator(Generator):
             generator = ImageGenerator(**shape, noise=self.noise)
             module = ConditionalGAN(generator, Discriminator(**shape), self.loss, self.lr)
             images = torch.from_numpy(data.images).float().div(127.5).sub(1)
-            fit_steps(module, images, torch.from_numpy(data.labels), self.batch_size, self.train_steps, progress)
+            labels, seed = torch.from_numpy(data.labels), self.train_seed
+            fit_steps(module, images, labels, self.batch_size, self.train_steps, progress, seed=seed, folder=folder)
         write_module(folder, generator.cpu(), {**shape, "noise": self.noise})
 
     def load(self, folder: Path, device: torch.device) -> Sampler:

@@ -100,7 +100,7 @@ class CVAEGenerator(Generator):
         with seeded(self.train_seed):
             module = CVAE(**self._module_settings(data), optimizer=OptimizerSettings("adam", self.lr))
             images, labels = torch.from_numpy(data.images).float().div(255), torch.from_numpy(data.labels)
-            fit_steps(module, images, labels, self.batch_size, steps, progress)
+            fit_steps(module, images, labels, self.batch_size, steps, progress, seed=self.train_seed, folder=folder)
         self.store(module.cpu(), data, folder)
 
     def federated(self) -> FederatedTraining | None:

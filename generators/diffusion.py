@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, UNet2DModel
+from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DModel
 
 from generators.base import (
     Block,
@@ -20,12 +20,10 @@ from generators.base import (
     require_positive,
     to_uint8,
 )
-from lightning_modules.diffusion import ClassConditionalDDPM, make_unet
+from generators.pipelines import SchedulerName, dtype_of, swap_scheduler
+from lightning_modules.diffusion import ClassConditionalDDPM, default_widths, make_unet
 
 __all__ = ["ClassConditionalPipeline", "DiffusionGenerator"]
-
-SCHEDULERS = {"ddim": DDIMScheduler, "dpmpp": DPMSolverMultistepScheduler}
-_DDPM_ONLY = ("variance_type",)  # of the training schedule; the samplers have no use for it and would warn
 
 
 class ClassConditionalPipeline(DiffusionPipeline):
@@ -43,7 +41,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
         Args:
             labels: int64 [N].
-            generator: draws the initial noise, on the CPU, so that a seed means the same noise on every device.
+            generator: draws all noise, on the CPU, so that a seed means the same noise on every device.
             steps: sampler steps.
             guidance: w of eps = eps_null + w (eps_class - eps_null); 1 is plain conditional sampling.
         """
@@ -55,12 +53,12 @@ class ClassConditionalPipeline(DiffusionPipeline):
         self.scheduler.set_timesteps(steps, device=self.device)
         for t in self.scheduler.timesteps:
             if guidance == 1.0:
-                eps = self.unet(x, t, class_labels=labels).sample
+                eps = self.unet(x, t, class_labels=labels).sample.float()
             else:
-                both = self.unet(torch.cat([x, x]), t, class_labels=torch.cat([labels, null])).sample
+                both = self.unet(torch.cat([x, x]), t, class_labels=torch.cat([labels, null])).sample.float()
                 conditional, free = both.chunk(2)
                 eps = free + guidance * (conditional - free)
-            x = self.scheduler.step(eps, t, x).prev_sample
+            x = self.scheduler.step(eps, t, x, generator=generator).prev_sample
         return ((x + 1) / 2).clamp(0, 1)
 
 
@@ -68,15 +66,18 @@ class DiffusionGenerator(Generator):
     """A small class-conditional diffusion model, trained from scratch on the public images.
 
     Args:
-        widths: UNet channels per resolution.
+        widths: UNet channels per resolution; default: by the images' size, see ``default_widths``.
         layers: ResNet blocks per resolution.
         train_steps: optimiser steps of pre-training.
         batch_size, lr, label_dropout, ema: of pre-training (Adam, cosine fall; ema: decay of the averaged weights).
         diffusion_steps: length of the noising process.
         train_seed: of pre-training; independent of a run's seed, so that one generator serves all seeds.
-        sampler: ``ddim`` (arXiv 2010.02502) or ``dpmpp`` (DPM-Solver++, arXiv 2211.01095).
+        sampler: ``ddim`` (arXiv 2010.02502), ``ddpm`` (arXiv 2006.11239: noise in every step, best with many) or
+            ``dpmpp`` (DPM-Solver++, arXiv 2211.01095).
         steps: sampler steps.
         guidance: classifier-free guidance weight; 1 is none.
+        precision: of training and sampling; ``bf16`` keeps weights and schedule in fp32 (mixed), ``auto`` is that on
+            GPUs and fp32 elsewhere.
         block_size: images made together.
     """
 
@@ -91,9 +92,10 @@ class DiffusionGenerator(Generator):
         ema: float = 0.995,
         diffusion_steps: int = 1000,
         train_seed: int = 0,
-        sampler: Literal["ddim", "dpmpp"] = "dpmpp",
+        sampler: SchedulerName = "dpmpp",
         steps: int = 20,
         guidance: float = 2.0,
+        precision: Literal["auto", "bf16", "fp32"] = "auto",
         block_size: int = 25,
     ) -> None:
         if widths is not None and (not widths or min(widths) < 1):
@@ -104,40 +106,54 @@ class DiffusionGenerator(Generator):
             raise ValueError(f"label_dropout is {label_dropout}, but it must be in [0, 1)")
         if not steps <= diffusion_steps:
             raise ValueError(f"steps is {steps}, but it can't exceed diffusion_steps ({diffusion_steps})")
-        self.widths = list(widths) if widths is not None else [32, 64]
+        self.widths = list(widths) if widths is not None else None
         self.layers, self.train_steps, self.batch_size, self.lr = layers, train_steps, batch_size, lr
         self.label_dropout, self.ema, self.diffusion_steps = label_dropout, ema, diffusion_steps
         self.train_seed, self.sampler, self.steps, self.guidance = train_seed, sampler, steps, guidance
+        self.precision: Literal["auto", "bf16", "fp32"] = precision
         self.block_size = block_size
 
     def training_settings(self) -> dict[str, Any]:
-        names = ("widths", "layers", "train_steps", "batch_size", "lr", "label_dropout", "ema", "diffusion_steps")
-        return {"kind": "diffusion", **{name: getattr(self, name) for name in names}, "train_seed": self.train_seed}
+        network = ("widths", "layers", "label_dropout", "ema", "diffusion_steps")
+        training = ("train_steps", "batch_size", "lr", "train_seed", "precision")
+        return {"kind": "diffusion", **{name: getattr(self, name) for name in network + training}}
 
     def sampling_settings(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("sampler", "steps", "guidance", "block_size")}
+        return {name: getattr(self, name) for name in ("sampler", "steps", "guidance", "precision", "block_size")}
 
     def fit(self, data: TrainingImages, folder: Path, progress: Callable[[int, int, float], None]) -> None:
         from generators.training import fit_steps, seeded
 
         channels, size = data.images.shape[1], data.images.shape[2]
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        mixed = dtype_of(self.precision, device, torch.bfloat16) is torch.bfloat16
         with seeded(self.train_seed):
-            unet = make_unet(size, channels, len(data.classes), self.widths, self.layers)
+            unet = make_unet(size, channels, len(data.classes), self.widths or default_widths(size), self.layers)
             scheduler = DDPMScheduler(num_train_timesteps=self.diffusion_steps, beta_schedule="squaredcos_cap_v2")
             module = ClassConditionalDDPM(unet, scheduler, self.lr, self.label_dropout, self.ema)
             images = torch.from_numpy(data.images).float().div(127.5).sub(1)
-            fit_steps(module, images, torch.from_numpy(data.labels), self.batch_size, self.train_steps, progress)
+            fit_steps(
+                module,
+                images,
+                torch.from_numpy(data.labels),
+                self.batch_size,
+                self.train_steps,
+                progress,
+                seed=self.train_seed,
+                folder=folder,
+                precision="bf16-mixed" if mixed else "32-true",
+            )
             pipeline = ClassConditionalPipeline(module.averaged_unet().cpu(), scheduler)
             pipeline.save_pretrained(str(folder))
 
     def load(self, folder: Path, device: torch.device) -> Sampler:
         unet = UNet2DModel.from_pretrained(str(folder), subfolder="unet", low_cpu_mem_usage=False)
         trained = DDPMScheduler.from_pretrained(str(folder), subfolder="scheduler")
-        schedule = {key: value for key, value in trained.config.items() if key not in _DDPM_ONLY}
         # "leading" starts below the last step, where the cosine schedule's signal has all but vanished and DPM-Solver++
         # divides by it; pinned here so that no default of another version changes the samples.
-        schedule["timestep_spacing"] = "leading"
-        pipeline = ClassConditionalPipeline(unet.eval(), SCHEDULERS[self.sampler].from_config(schedule))
+        schedule = DDPMScheduler.from_config(trained.config, timestep_spacing="leading")
+        pipeline = ClassConditionalPipeline(unet.eval(), schedule)
+        swap_scheduler(pipeline, self.sampler)
         return _DiffusionSampler(pipeline.to(device), self)
 
 
@@ -146,9 +162,11 @@ class _DiffusionSampler(Sampler):
         self.pipeline, self.settings = pipeline, settings
 
     def sample(self, block: Block) -> np.ndarray:
-        classes = self.pipeline.unet.config.num_class_embeds - 1
-        check_class(block.label, classes)
+        check_class(block.label, self.pipeline.unet.config.num_class_embeds - 1)
         noise = torch.Generator().manual_seed(block_seed(block))
         labels = torch.full((self.settings.block_size,), block.label)
-        images = self.pipeline(labels, noise, self.settings.steps, self.settings.guidance)
+        device = self.pipeline.device
+        dtype = dtype_of(self.settings.precision, device, torch.bfloat16)
+        with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
+            images = self.pipeline(labels, noise, self.settings.steps, self.settings.guidance)
         return to_uint8(images)

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 import torch
+from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
 
 from generators.base import Block, Generator, Sampler
 
-__all__ = ["GeneratorPool", "LocalPool"]
+__all__ = ["ActorsLostError", "GeneratorPool", "LocalPool"]
+
+_IN_FLIGHT = 2  # blocks at an actor: it never waits for the driver
+_LOST = (RayActorError, ObjectLostError, OutOfMemoryError)
+_RESTARTS = 3  # of an actor that dies; its blocks are made again
+
+
+class ActorsLostError(RuntimeError):
+    """Every actor of the pool died more often than it is started again."""
 
 
 class LocalPool:
@@ -22,7 +32,7 @@ class LocalPool:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._sampler = generator.load(folder, device)
 
-    def make(self, blocks: Sequence[Block]) -> Iterator[tuple[Block, np.ndarray]]:
+    def make(self, blocks: Iterable[Block]) -> Iterator[tuple[Block, np.ndarray]]:
         """Every block with its images, as they are made."""
         for block in blocks:
             yield block, self._sampler.sample(block)
@@ -33,62 +43,121 @@ class LocalPool:
 
 @ray.remote
 class _GeneratorActor:
+    """Loads in a call, not in its constructor: what the generator raises then reaches the driver as it is."""
+
     def __init__(self, generator: Generator, folder: Path, threads: int) -> None:
         torch.set_num_threads(threads)
-        on_gpu = torch.cuda.is_available() and ray.get_gpu_ids()
-        self.sampler: Sampler = generator.load(folder, torch.device("cuda" if on_gpu else "cpu"))
+        self.generator, self.folder = generator, folder
+        self._sampler: Sampler | None = None
 
-    def ready(self) -> bool:
-        return True
+    def started(self) -> None:
+        """Answers once Ray has placed and started it."""
+
+    def load(self) -> Sampler:
+        """The sampler, loaded by the first call (of a restarted actor, too)."""
+        if self._sampler is None:
+            on_gpu = torch.cuda.is_available() and ray.get_gpu_ids()
+            self._sampler = self.generator.load(self.folder, torch.device("cuda" if on_gpu else "cpu"))
+        return self._sampler
+
+    def warm_up(self) -> None:
+        """Load."""
+        self.load()
 
     def make(self, block: Block) -> np.ndarray:
-        return self.sampler.sample(block)
+        return self.load().sample(block)
+
+
+def _result(reference: ray.ObjectRef) -> Any:
+    """What a call gave; a ValueError as the generator raised it, without the actor's traceback around it."""
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, ValueError):
+            raise error.cause from None
+        raise
 
 
 class GeneratorPool:
     """Ray actors, each with the generator loaded once.
+
+    An actor that dies is started again and makes its blocks again; one that dies too often is given up, and the others
+    take its blocks. A block depends on nothing but its key, so that changes no image.
 
     Args:
         generator, folder: what to load, and the folder (on a disk that all nodes see) with its weights.
         actors: how many.
         cpus, gpus: Ray resources of each; fractions of a GPU share it.
         threads: torch threads of each.
-        timeout_s: for Ray to start them.
+        timeout_s: for Ray to start them; loading the generator is not counted.
 
     Raises:
         TimeoutError: Ray did not start all actors in time: others hold the resources.
+        ActorsLostError: an actor died too often while it loaded.
+        ValueError: as ``Generator.load``.
     """
 
     def __init__(
         self, generator: Generator, folder: Path, actors: int, cpus: float, gpus: float, threads: int, timeout_s: float
     ) -> None:
-        options = _GeneratorActor.options(num_cpus=cpus, num_gpus=gpus, max_restarts=3, max_task_retries=3)
-        self._actors = [options.remote(generator, folder, threads) for _ in range(actors)]
-        waiting = [actor.ready.remote() for actor in self._actors]
-        ready, _ = ray.wait(waiting, num_returns=actors, timeout=timeout_s)
-        ray.get(ready)
-        if len(ready) < actors:
+        kind = _GeneratorActor.options(num_cpus=cpus, num_gpus=gpus, max_restarts=_RESTARTS, max_task_retries=_RESTARTS)
+        self._actors = {number: kind.remote(generator, folder, threads) for number in range(actors)}
+        try:
+            starting = [actor.started.remote() for actor in self._actors.values()]
+            ready, _ = ray.wait(starting, num_returns=actors, timeout=timeout_s)
+            if len(ready) < actors:
+                raise TimeoutError(f"{len(ready)} of {actors} generator actors started within {timeout_s:g} s")
+            for reference in [actor.warm_up.remote() for actor in self._actors.values()]:
+                _result(reference)
+        except _LOST as error:
             self.close()
-            raise TimeoutError(f"{len(ready)} of {actors} generator actors started within {timeout_s:g} s")
+            raise ActorsLostError(f"a generator actor died while it loaded the generator: {error}") from error
+        except BaseException:
+            self.close()
+            raise
 
-    def make(self, blocks: Sequence[Block]) -> Iterator[tuple[Block, np.ndarray]]:
-        """Every block with its images, in the order in which they are done."""
-        waiting = list(reversed(blocks))
-        running: dict[ray.ObjectRef, tuple[Any, Block]] = {}
-        # Two blocks in flight for each actor: it never waits for the driver.
-        for actor in self._actors * 2:
-            if waiting:
-                block = waiting.pop()
-                running[actor.make.remote(block)] = (actor, block)
+    def make(self, blocks: Iterable[Block]) -> Iterator[tuple[Block, np.ndarray]]:
+        """Every block with its images, in the order in which they are done. ``blocks`` are taken as they are needed.
+
+        Raises:
+            ActorsLostError: no actor is left.
+            ValueError: as ``Sampler.sample``.
+        """
+        waiting, again = iter(blocks), list[Block]()
+        running: dict[ray.ObjectRef, tuple[int, Block]] = {}
+
+        def hand_out() -> None:
+            while self._actors:
+                busy = Counter(number for number, _ in running.values())
+                idlest = min(self._actors, key=busy.__getitem__)
+                block = None
+                if busy[idlest] < _IN_FLIGHT:
+                    block = again.pop() if again else next(waiting, None)
+                if block is None:
+                    return
+                running[self._actors[idlest].make.remote(block)] = (idlest, block)
+            raise ActorsLostError(f"each of the generator's actors died {_RESTARTS + 1} times; see Ray's logs")
+
+        hand_out()
         while running:
             (done,), _ = ray.wait(list(running), num_returns=1)
-            actor, block = running.pop(done)
-            if waiting:
-                following = waiting.pop()
-                running[actor.make.remote(following)] = (actor, following)
-            yield block, ray.get(done)
+            number, block = running.pop(done)
+            try:
+                images = _result(done)
+            except _LOST:
+                again.append(block)
+                self._give_up(number)
+                hand_out()
+                continue
+            hand_out()
+            yield block, images
+
+    def _give_up(self, number: int) -> None:
+        actor = self._actors.pop(number, None)
+        if actor is not None:
+            ray.kill(actor)
 
     def close(self) -> None:
         """End the actors."""
-        for actor in self._actors:
-            ray.kill(actor)
+        for number in list(self._actors):
+            self._give_up(number)

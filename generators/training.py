@@ -1,39 +1,60 @@
-"""Training a generator's LightningModule for a number of steps with Lightning's Trainer."""
+"""Training a generator's LightningModule for a number of steps with Lightning's Trainer, over interruptions."""
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from generators.base import key_seed
+
 __all__ = ["fit_steps", "seeded"]
+
+CHECKPOINT_EVERY_S = 30.0
+_ROWS, _NOISE = range(2)  # purposes of a step's seeds
 
 
 class _Batches(IterableDataset):
-    """Endless random batches of tensors that are in memory; drawn with replacement."""
+    """Batches of tensors that are in memory, drawn with replacement; step n's rows depend on (seed, n) alone."""
 
-    def __init__(self, images: Tensor, labels: Tensor, batch_size: int, steps: int) -> None:
-        self.images, self.labels, self.batch_size, self.steps = images, labels, batch_size, steps
+    def __init__(self, images: Tensor, labels: Tensor, batch_size: int, seed: int, done: int, steps: int) -> None:
+        self.images, self.labels, self.batch_size = images, labels, batch_size
+        self.seed, self.done, self.steps = seed, done, steps
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for _ in range(self.steps):
-            rows = torch.randint(len(self.images), (self.batch_size,))
+        for step in range(self.done, self.steps):
+            generator = torch.Generator().manual_seed(key_seed(self.seed, step, _ROWS))
+            rows = torch.randint(len(self.images), (self.batch_size,), generator=generator)
             yield self.images[rows], self.labels[rows]
 
     def __len__(self) -> int:
         return self.steps
 
 
-class _Report(pl.Callback):
-    def __init__(self, steps: int, progress: Callable[[int, int, float], None]) -> None:
-        self.steps, self.progress = steps, progress
+class _Steps(pl.Callback):
+    """Seeds every step's noise by (seed, step), tells how far it is, and leaves a checkpoint every so many seconds."""
+
+    def __init__(
+        self, checkpoint: Path | None, seed: int, steps: int, progress: Callable[[int, int, float], None]
+    ) -> None:
+        self.checkpoint, self.seed, self.steps, self.progress = checkpoint, seed, steps, progress
+        self.done, self._saved = 0, time.monotonic()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int
+    ) -> None:
+        torch.manual_seed(key_seed(self.seed, batch_idx, _NOISE))
 
     def on_train_batch_end(
         self,
@@ -43,8 +64,23 @@ class _Report(pl.Callback):
         batch: object,
         batch_idx: int,
     ) -> None:
-        if (batch_idx + 1) % 20 == 0 or batch_idx + 1 == self.steps:
-            self.progress(batch_idx + 1, self.steps, float(outputs["loss"]))
+        self.done = batch_idx + 1
+        if (
+            self.checkpoint is not None
+            and self.done < self.steps
+            and time.monotonic() - self._saved >= CHECKPOINT_EVERY_S
+        ):
+            draft = self.checkpoint.with_suffix(".draft")
+            trainer.save_checkpoint(draft)
+            draft.replace(self.checkpoint)
+            self._saved = time.monotonic()
+        if self.done % 20 == 0 or self.done == self.steps:
+            self.progress(self.done, self.steps, float(outputs["loss"]))
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["steps_done"] = self.done
 
 
 def fit_steps(
@@ -54,25 +90,52 @@ def fit_steps(
     batch_size: int,
     steps: int,
     progress: Callable[[int, int, float], None],
+    *,
+    seed: int,
+    folder: Path | None = None,
+    precision: Literal["32-true", "bf16-mixed"] = "32-true",
 ) -> None:
-    """Train ``module`` for ``steps`` batches, on a GPU where there is one; ``progress`` hears (step, steps, loss)."""
+    """Train ``module`` for ``steps`` batches, on a GPU where there is one.
+
+    Batches and all that the module draws at random are fixed by (``seed``, step). A training that is interrupted leaves
+    its last checkpoint in ``folder``, and the next call goes on from there: the weights are those of an undisturbed
+    training to the bit. At the end the checkpoint is taken away.
+
+    Args:
+        images, labels: [N, ...] and [N], on the CPU.
+        folder: where checkpoints go; None: nothing is kept.
+        progress: hears (step, steps, loss) every 20 steps and at the end.
+    """
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    checkpoint, done = folder / "training.ckpt" if folder is not None else None, 0
+    if checkpoint is not None and checkpoint.exists():
+        done = torch.load(checkpoint, map_location="cpu", weights_only=True)["steps_done"]
+    handler = signal.getsignal(signal.SIGINT)
     with warnings.catch_warnings():
         # The data are tensors in memory: a loader worker would only copy them.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*IterableDataset.*`__len__` defined.*")
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # Lightning's own use of torch
+        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # it begins at ``done``
         trainer = pl.Trainer(
             max_epochs=1,
             accelerator="auto",
             devices=1,
+            precision=precision,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            callbacks=[_Report(steps, progress)],
+            callbacks=[_Steps(checkpoint, seed, steps, progress)],
         )
-        trainer.fit(module, DataLoader(_Batches(images, labels, batch_size, steps), batch_size=None))
+        batches = DataLoader(_Batches(images, labels, batch_size, seed, done, steps), batch_size=None)
+        try:
+            trainer.fit(module, batches, ckpt_path=checkpoint if done else None, weights_only=True)
+        except SystemExit as ended:  # how Lightning passes Ctrl-C on, with the signal switched off
+            signal.signal(signal.SIGINT, handler)
+            raise KeyboardInterrupt from ended
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
 
 
 @contextmanager

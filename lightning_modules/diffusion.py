@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytorch_lightning as pl
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-__all__ = ["ClassConditionalDDPM", "make_unet"]
+__all__ = ["ClassConditionalDDPM", "default_widths", "make_unet"]
+
+
+def default_widths(image_size: int) -> list[int]:
+    """UNet channels for images of a size (our choice).
+
+    32 at full resolution and twice as many after each halving, at most 256, down to about 8 pixels: [32, 64] for 8
+    pixels, [32, 64, 128] for 28 and 32, [32, 64, 128, 256] for 64.
+    """
+    levels = max(2, round(math.log2(image_size / 8)) + 1)
+    while image_size % 2 ** (levels - 1):
+        levels -= 1
+    return [min(32 * 2**level, 256) for level in range(levels)]
 
 
 def make_unet(image_size: int, channels: int, num_classes: int, widths: list[int], layers: int = 1) -> UNet2DModel:
@@ -79,8 +94,16 @@ class ClassConditionalDDPM(pl.LightningModule):
     def on_train_start(self) -> None:
         self.average.to(self.device)
 
-    def on_train_batch_end(self, outputs: object, batch: object, batch_idx: int) -> None:
+    def optimizer_step(self, *arguments: Any, **more: Any) -> None:
+        """The optimiser's step and the average's: a checkpoint has both, or neither."""
+        super().optimizer_step(*arguments, **more)
         self.average.step(self.unet.parameters())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["average"] = self.average.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.average.load_state_dict(checkpoint["average"])
 
     def configure_optimizers(self) -> dict[str, object]:
         """Adam with a cosine fall of the step over the whole training."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import ray
 
+from fl_ray.cli import main
 from fl_ray.config import RayConfig, RunConfig
 from fl_ray.experiment import Experiment
 from fl_ray.recipes import apply_overrides, make_config
@@ -20,6 +24,18 @@ from fl_ray.runtime.connection import connect
 from fl_ray.runtime.start import open_runtime
 
 TINY_GENERATOR = {"name": "diffusion", "widths": [8, 16], "train_steps": 30, "steps": 3, "block_size": 5}
+
+
+@dataclass
+class Called:
+    """What a call in this process gave; the same fields as of a real process."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Call = Callable[..., Called]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -100,6 +116,23 @@ def run_cut_at_its_end(monkeypatch: pytest.MonkeyPatch) -> Callable[[RunConfig, 
             patch.setattr("fl_ray.experiment.write_models", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 Experiment(config, folder, runtime).run()
+
+    return run
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """The command line in this process: without the seven seconds that a fresh one needs to import torch."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def run(*words: str) -> Called:
+        capsys.readouterr()
+        code = main(list(words))
+        signal.signal(signal.SIGTERM, handler)
+        said = capsys.readouterr()
+        return Called(code, said.out, said.err)
 
     return run
 

@@ -35,7 +35,7 @@ class SmallClassifier:
             torch.manual_seed(seed)
             module = Classifier(SmallCNN(channels, size, classes), OptimizerSettings("adam", lr=1e-3))
             y = torch.from_numpy(np.asarray(labels, dtype=np.int64))
-            fit_steps(module, _scaled(images), y, _BATCH, steps, lambda *told: None)
+            fit_steps(module, _scaled(images), y, _BATCH, steps, lambda *told: None, seed=seed)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._network = nn.Sequential(*module.network).eval().to(device)
         self._device = device

@@ -150,6 +150,19 @@ class SlowGenerator(FlatGenerator):
         return _SlowSampler(self, np.array([1, 4, 4, 100, 200]))
 
 
+class RaisingGenerator(SlowGenerator):
+    """A generator that can't make a class, or can't be loaded."""
+
+    def __init__(self, label: int = -1, loads: bool = True) -> None:
+        super().__init__()
+        self.label, self.loads = label, loads
+
+    def load(self, folder: Path, device: torch.device) -> Sampler:
+        if not self.loads:
+            raise ValueError("no weights here")
+        return _RaisingSampler(self, np.array([1, 8, 8, *range(10)]))
+
+
 class _FlatSampler(Sampler):
     def __init__(self, generator: FlatGenerator, stored: np.ndarray) -> None:
         self.generator, self.shape, self.tones = generator, stored[:3].astype(int), stored[3:]
@@ -163,3 +176,10 @@ class _SlowSampler(_FlatSampler):
     def sample(self, block: Block) -> np.ndarray:
         time.sleep(0.1)
         return super().sample(block) + np.uint8(block.number)
+
+
+class _RaisingSampler(_FlatSampler):
+    def sample(self, block: Block) -> np.ndarray:
+        if block.label == self.generator.label:
+            raise ValueError(f"class {block.label} has run dry")
+        return super().sample(block)

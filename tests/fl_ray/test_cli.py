@@ -9,15 +9,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
 
-from fl_ray.cli import main
+from tests.conftest import Call
 
 RECIPE = {
     "name": "small",
@@ -54,41 +53,12 @@ def fl_ray(folder: Path, *words: str, **more: object) -> subprocess.CompletedPro
     )
 
 
-@dataclass
-class Called:
-    """What a call in this process gave; the same fields as of a real process."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-Call = Callable[..., Called]
-
-
-@pytest.fixture
-def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """The command line in this process: without the seven seconds that a fresh one needs to import torch."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    handler = signal.getsignal(signal.SIGTERM)
-
-    def run(*words: str) -> Called:
-        capsys.readouterr()
-        code = main(list(words))
-        signal.signal(signal.SIGTERM, handler)
-        said = capsys.readouterr()
-        return Called(code, said.out, said.err)
-
-    return run
-
-
 def test_help_answers_within_a_second_and_version_is_said(tmp_path: Path) -> None:
     start = time.perf_counter()
     found = fl_ray(tmp_path, "--help")
     assert time.perf_counter() - start < 1.0
     assert found.returncode == 0
-    for command in ("run", "compare", "replay", "partition", "report", "list"):
+    for command in ("run", "compare", "replay", "pretrain", "generate", "partition", "report", "list"):
         assert command in found.stdout
     assert fl_ray(tmp_path, "--version").stdout.strip().endswith("0.1.0")
     assert "dotted name" in fl_ray(tmp_path, "run", "--help").stdout

@@ -1,4 +1,4 @@
-"""What every generator keeps to: samples fixed by (seed, class, index) alone, on any pool, and in any request."""
+"""What every generator keeps to: samples fixed by (seed, class, index) alone, on any pool, and in any request.
 
 A new generator needs its smallest settings in ``TINY``.
 """

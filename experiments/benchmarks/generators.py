@@ -1,0 +1,146 @@
+"""Images per second of the generator pool, beside the same diffusers pipeline called in a plain loop.
+
+    python experiments/benchmarks/generators.py
+    python experiments/benchmarks/generators.py --steps 20 --batch 16 --blocks 2
+
+The class-conditional diffusion generator for 32 x 32 RGB with its default UNet, and random weights: the time of an image
+does not depend on them. The plain loop is a process of one thread that calls the pipeline batch by batch; the pool has
+one actor of one thread, then two, and makes blocks of the same size with the same sampler and steps. They run in turns;
+the numbers are medians over the turns. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+SIZE, CHANNELS, CLASSES = 32, 3, 10
+
+
+def plain_loop(folder: Path, settings: dict[str, Any], pipe: Any) -> None:
+    """Make as many batches as the pipe asks for, with the pipeline alone; answer with the seconds."""
+    import torch
+    from diffusers import DDIMScheduler
+
+    from generators.diffusion import ClassConditionalPipeline
+
+    torch.set_num_threads(1)
+    pipeline = ClassConditionalPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    labels, noise = torch.zeros(settings["block_size"], dtype=torch.long), torch.Generator().manual_seed(0)
+    while (batches := pipe.recv()) is not None:
+        start = time.perf_counter()
+        for _ in range(batches):
+            images = pipeline(labels, noise, settings["steps"], settings["guidance"])
+            images.mul(255).round().to(torch.uint8).numpy()
+        pipe.send(time.perf_counter() - start)
+
+
+class PlainLoop:
+    """The plain loop's process."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        import multiprocessing
+
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=plain_loop, args=(folder, settings, theirs), daemon=True)
+        self.process.start()
+
+    def seconds(self, batches: int) -> float:
+        self.pipe.send(batches)
+        return self.pipe.recv()
+
+    def close(self) -> None:
+        self.pipe.send(None)
+        self.process.join()
+
+
+class Pool:
+    """A GeneratorPool that makes blocks which nobody has asked for before."""
+
+    def __init__(self, generator: Any, folder: Path, actors: int) -> None:
+        from generators.pool import GeneratorPool
+
+        self.pool = GeneratorPool(generator, folder, actors, cpus=0, gpus=0, threads=1, timeout_s=180)
+        self.asked = 0
+
+    def _blocks(self, count: int) -> Iterator[Any]:
+        from generators.base import Block
+
+        for _ in range(count):
+            yield Block(0, self.asked % CLASSES, self.asked // CLASSES)
+            self.asked += 1
+
+    def seconds(self, blocks: int) -> float:
+        start = time.perf_counter()
+        for _ in self.pool.make(self._blocks(blocks)):
+            pass
+        return time.perf_counter() - start
+
+    def close(self) -> None:
+        self.pool.close()
+
+
+def store_random_weights(folder: Path) -> None:
+    """A pipeline as pre-training stores it."""
+    import torch
+    from diffusers import DDPMScheduler
+
+    from generators.diffusion import ClassConditionalPipeline
+    from lightning_modules.diffusion import default_widths, make_unet
+
+    torch.manual_seed(0)
+    unet = make_unet(SIZE, CHANNELS, CLASSES, default_widths(SIZE))
+    ClassConditionalPipeline(unet, DDPMScheduler(beta_schedule="squaredcos_cap_v2")).save_pretrained(str(folder))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=10, help="sampler steps")
+    parser.add_argument("--batch", type=int, default=8, help="images made together")
+    parser.add_argument("--blocks", type=int, default=2, help="batches of a turn, for each actor")
+    parser.add_argument("--turns", type=int, default=5)
+    options = parser.parse_args()
+    settings = {"steps": options.steps, "guidance": 2.0, "block_size": options.batch}
+    from fl_ray.config import RayConfig
+    from fl_ray.runtime.connection import Connection
+    from generators.diffusion import DiffusionGenerator
+
+    connection = Connection(RayConfig(num_cpus=2))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        store_random_weights(folder)
+        connection.wait()
+        generator = DiffusionGenerator(sampler="ddim", precision="fp32", **settings)
+        workers = {"pipeline": PlainLoop(folder, settings)}
+        workers |= {f"pool{actors}": Pool(generator, folder, actors) for actors in (1, 2)}
+        batches = {"pipeline": options.blocks, "pool1": options.blocks, "pool2": 2 * options.blocks}
+        for kind, worker in workers.items():
+            worker.seconds(batches[kind] // options.blocks)  # not counted: the first batch of a process takes longer
+        rates: dict[str, list[float]] = {kind: [] for kind in workers}
+        for turn in range(options.turns):
+            for kind, worker in workers.items():
+                rates[kind].append(batches[kind] * options.batch / worker.seconds(batches[kind]))
+            line = ", ".join(f"{kind} {found[-1]:.3f}" for kind, found in rates.items())
+            print(f"turn {turn + 1}, images/s: {line}", flush=True)
+        for worker in workers.values():
+            worker.close()
+    connection.close()
+    found = {kind: statistics.median(rate) for kind, rate in rates.items()}
+    result = {f"{kind}_images_s": rate for kind, rate in found.items()}
+    result |= {f"ratio{actors}": found[f"pool{actors}"] / found["pipeline"] for actors in (1, 2)}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

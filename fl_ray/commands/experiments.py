@@ -1,0 +1,106 @@
+"""``fl-ray run``, ``compare`` and ``replay``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from fl_ray.commands.output import default_output, print_config, print_configs, print_table
+from fl_ray.commands.reports import report_comparison, run_folders
+from fl_ray.errors import OutputError, SettingError
+
+__all__ = ["compare", "replay", "run"]
+
+
+def run(options: Any, overrides: dict[str, Any]) -> int:
+    """Run a recipe, or go on with an interrupted run."""
+    from fl_ray.recipes import apply_overrides, load_recipe, make_config
+    from fl_ray.run_folder import RunFolder, new_folder
+    from fl_ray.runtime.start import connect_ahead, open_runtime
+
+    if (options.recipe is None) == (options.resume is None):
+        raise SettingError("fl-ray run takes a recipe, or --resume DIR")
+    if options.resume is not None:
+        output = Path(options.resume)
+        config = RunFolder(output).config()
+        if overrides:
+            raise SettingError(
+                f"--resume goes on with the settings in {output}/config.yaml; leave --{min(overrides)} out"
+            )
+        if RunFolder(output).finished():
+            raise OutputError(f"--resume {output}: the run is finished")
+    else:
+        recipe = apply_overrides(load_recipe(options.recipe), overrides)
+        if not options.print_config:
+            connect_ahead(recipe)
+        config = make_config(recipe)
+        if options.print_config:
+            print_config(config)
+            return 0
+        output = Path(options.output) if options.output else default_output(config.name)
+    from fl_ray.progress import Progress
+
+    progress = Progress()
+    with open_runtime(config, progress) as runtime:
+        from fl_ray.experiment import Experiment, check  # while Ray starts
+
+        check(config)
+        if options.resume is None:
+            new_folder(output)
+        summary = Experiment(config, output, runtime, progress, resume=options.resume is not None).run()
+    rows = [
+        ["final accuracy", f"{summary['final_accuracy']:.4f}"],
+        ["best accuracy", f"{summary['best_accuracy']:.4f}"],
+        ["virtual time", f"{summary['virtual_time_s']:.1f} s"],
+        ["energy of the devices", f"{summary['energy_j']:.1f} J"],
+    ]
+    for target, hit in summary["targets"].items():
+        rows.append([f"rounds to {float(target):.0%}", "not reached" if hit is None else str(hit["rounds"])])
+    print_table(["", "value"], rows, f"{config.method.name} on {config.data.name}, seed {config.seed}")
+    print(f"report: {output / 'report.html'}")
+    return 0
+
+
+def compare(options: Any, overrides: dict[str, Any]) -> int:
+    """Run several configurations with several seeds, and report them side by side."""
+    from fl_ray.comparison import plan_comparison, run_comparison
+    from fl_ray.recipes import load_recipe
+
+    if options.jobs < 1:
+        raise SettingError(f"--jobs is {options.jobs}, but it must be at least 1")
+    comparison = plan_comparison([load_recipe(path) for path in options.recipes], overrides, options.seeds)
+    if options.print_config:
+        print_configs(comparison.configs)
+        return 0
+    from fl_ray.progress import Progress
+
+    output = Path(options.output) if options.output else default_output(comparison.name)
+    try:
+        run_comparison(comparison, output, Progress(), options.jobs)
+    except KeyboardInterrupt:
+        print(f"fl-ray: go on with the same command and --output {output}", file=sys.stderr)
+        raise
+    return report_comparison(output, run_folders(output))
+
+
+def replay(options: Any, overrides: dict[str, Any]) -> int:
+    """Train one client of a run's round again."""
+    import traceback
+
+    from fl_ray.progress import Progress
+    from fl_ray.replay import replay as retrain
+
+    if overrides:
+        raise SettingError(
+            f"replay takes the settings in {options.folder}/config.yaml; leave --{min(overrides)} out, or use fl-ray "
+            f"run {options.folder}/config.yaml with it"
+        )
+    failed = False
+    for found in retrain(Path(options.folder), options.round, options.client, Progress()):
+        title = f"client {found.client} in round {found.round}"
+        print_table(["", "value"], [[name, value] for name, value in found.facts().items()], title)
+        if found.error is not None:
+            traceback.print_exception(found.error)
+        failed |= found.failed
+    return 1 if failed else 0

@@ -1,0 +1,60 @@
+"""``fl-ray report``: reports again, from what runs left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fl_ray.commands.output import default_output, print_table
+from fl_ray.errors import OutputError
+
+if TYPE_CHECKING:
+    from fl_ray.run_folder import RunFolder
+
+__all__ = ["report", "report_comparison", "run_folders"]
+
+
+def report(options: Any, overrides: dict[str, Any]) -> int:
+    """Make the reports of runs or comparisons again."""
+    from fl_ray.report.run_report import run_report
+    from fl_ray.run_folder import new_folder
+
+    paths = [Path(folder) for folder in options.folders]
+    folders = [folder for path in paths for folder in run_folders(path)]
+    for folder in folders:
+        run_report(folder)
+    if len(folders) == 1 and folders[0].path == paths[0]:
+        print(f"report: {folders[0] / 'report.html'}")
+        return 0
+    if len(paths) == 1:
+        return report_comparison(paths[0], folders)
+    output = new_folder(Path(options.output)) if options.output else new_folder(default_output("report"))
+    return report_comparison(output, folders)
+
+
+def run_folders(path: Path) -> list[RunFolder]:
+    """The runs in or below a folder; a comparison's in the order in which it names its labels."""
+    from fl_ray.run_folder import RunFolder
+
+    if (path / "config.yaml").exists():
+        return [RunFolder(path)]
+    found = [RunFolder(file.parent) for file in sorted(path.glob("runs/*/*/config.yaml"))]
+    if not found:
+        raise OutputError(f"{path}: neither a run's folder nor a comparison's")
+    if (path / "comparison.yaml").exists():
+        import yaml
+
+        order = list(yaml.safe_load((path / "comparison.yaml").read_text(encoding="utf-8"))["runs"])
+        labels = {folder.path: (folder.summary() or {}).get("label") for folder in found}
+        found.sort(key=lambda folder: order.index(labels[folder.path]) if labels[folder.path] in order else len(order))
+    return found
+
+
+def report_comparison(output: Path, folders: list[RunFolder]) -> int:
+    """Write a comparison's table and report, and say where they are."""
+    from fl_ray.report.comparison_report import comparison_report
+
+    columns, rows = comparison_report(output, folders)
+    print_table(columns, rows)
+    print(f"table: {output / 'comparison.csv'}\nfigures: {output / 'figures'}\nreport: {output / 'report.html'}")
+    return 0

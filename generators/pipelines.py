@@ -1,0 +1,76 @@
+"""What generators on top of diffusers have in common: schedulers by name, precision, images from tensors."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, SchedulerMixin
+from torch import Tensor
+
+from generators.base import to_uint8
+
+__all__ = ["SCHEDULERS", "Precision", "SchedulerName", "dtype_of", "step_arguments", "swap_scheduler", "to_pixels"]
+
+SchedulerName = Literal["ddim", "ddpm", "dpmpp"]
+SCHEDULERS = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler, "dpmpp": DPMSolverMultistepScheduler}
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's "L"
+
+
+def dtype_of(precision: Precision, device: torch.device, auto: torch.dtype) -> torch.dtype:
+    """The number format that a ``precision`` means; ``auto`` is the given one on GPUs and fp32 elsewhere."""
+    if precision == "auto":
+        return auto if device.type == "cuda" else torch.float32
+    return _DTYPES[precision]
+
+
+def swap_scheduler(pipeline: DiffusionPipeline, name: SchedulerName | None) -> None:
+    """Give a pipeline another scheduler with the noise schedule of its own.
+
+    Raises:
+        ValueError: the pipeline's kind of scheduler (flow matching, for one) can't be exchanged for it.
+    """
+    if name is None:
+        return
+    own, kind = pipeline.scheduler, SCHEDULERS[name]
+    if kind is not type(own) and kind not in own.compatibles:
+        raise ValueError(
+            f"scheduler is {name}, but the pipeline's own {type(own).__name__} can't be exchanged for it; leave "
+            "scheduler out"
+        )
+    # The pipelines here hand on the noise alone, never a learned variance.
+    config = {key: value for key, value in own.config.items() if key != "variance_type"}
+    # Latents reach beyond [-1, 1], and schedulers that can't clip them leave the setting to another's default: to clip.
+    config.setdefault("clip_sample", False)
+    pipeline.scheduler = kind.from_config(config)
+
+
+def step_arguments(scheduler: SchedulerMixin, generators: list[torch.Generator]) -> dict[str, Any]:
+    """The generators, for schedulers whose step can draw noise."""
+    takes = "generator" in inspect.signature(scheduler.step).parameters
+    return {"generator": generators} if takes else {}
+
+
+def to_pixels(images: Tensor, shape: tuple[int, int, int]) -> np.ndarray:
+    """Images in [0, 1], [N, c, h, w], as uint8 [N, *shape]: resized with antialiasing, grey to RGB or the reverse.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    if not torch.isfinite(images).all():
+        raise ValueError("the generator's images are not finite; set precision to bf16 or fp32")
+    channels, size = shape[0], shape[1:]
+    images = images.float()
+    if images.shape[-2:] != size:
+        images = torch.nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
+    if images.shape[1] == 3 and channels == 1:
+        images = (images * images.new_tensor(_LUMINANCE)[:, None, None]).sum(dim=1, keepdim=True)
+    elif images.shape[1] != channels:
+        if images.shape[1] != 1:
+            raise ValueError(f"the generator's images have {images.shape[1]} channels, but the data have {channels}")
+        images = images.expand(-1, channels, -1, -1)
+    return to_uint8(images.clamp(0, 1))

@@ -1,0 +1,196 @@
+"""Generators whose weights others have trained: a diffusers pipeline in a local folder, or on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import importlib.util
+import json
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from huggingface_hub import constants, snapshot_download
+
+from generators.base import Block, Generator, Sampler, TrainingImages, check_class, image_seeds, require_positive
+from generators.pipelines import Precision, SchedulerName, dtype_of, swap_scheduler
+
+__all__ = ["PretrainedGenerator", "PretrainedSampler", "weights_digest"]
+
+_DECIDING = (".safetensors", ".json", ".txt", ".model")  # weights, configurations, vocabularies
+
+
+def weights_digest(folder: Path) -> str:
+    """A hash of the files below a folder that decide what a pipeline makes."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix in _DECIDING and path.is_file())
+    states = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return _digest(folder, tuple(states))
+
+
+@functools.cache
+def _digest(folder: Path, files: tuple[tuple[str, int, int], ...]) -> str:
+    """Gigabytes, so once in a process; sizes and times of change tell whether a file is still the same."""
+    made = hashlib.sha256()
+    for name, size, _ in files:
+        made.update(f"{name} {size} ".encode())
+        with (folder / name).open("rb") as stream:
+            made.update(hashlib.file_digest(stream, "sha256").digest())
+    return made.hexdigest()
+
+
+class PretrainedGenerator(Generator):
+    """Loads a diffusers pipeline; it learns from no real images. Pickled weights are refused.
+
+    Args:
+        model: a local folder, or an id on the hub. Of an id, the version in the hub's cache is taken without a question
+            for a newer one; otherwise the newest is downloaded.
+        steps: sampler steps.
+        guidance: classifier-free guidance weight; 1 is none.
+        scheduler: ``ddim``, ``ddpm``, ``dpmpp``, or null: the pipeline's own.
+        precision: of the weights; ``auto`` is fp16 on GPUs, fp32 elsewhere.
+        block_size: images made together.
+    """
+
+    learns_from = "none"
+    pipeline_class: type[DiffusionPipeline] = DiffusionPipeline
+
+    def __init__(
+        self,
+        model: str,
+        steps: int,
+        guidance: float,
+        scheduler: SchedulerName | None,
+        precision: Precision,
+        block_size: int,
+    ) -> None:
+        require_positive(steps=steps, block_size=block_size)
+        self.model, self.steps, self.guidance = model, steps, guidance
+        self.scheduler, self.precision, self.block_size = scheduler, precision, block_size
+
+    @property
+    def _local(self) -> Path | None:
+        folder = Path(self.model).expanduser()
+        return folder if folder.is_dir() else None
+
+    def training_settings(self) -> dict[str, Any]:
+        """The weights: a hash of a folder's files, or the hub's commit."""
+        if self._local is not None:
+            return {"weights": f"sha256:{weights_digest(self._local)}"}
+        return {"weights": f"{self.model}@{self._commit()}"}
+
+    def sampling_settings(self) -> dict[str, Any]:
+        names = ("steps", "guidance", "scheduler", "precision", "block_size")
+        return {name: getattr(self, name) for name in names}
+
+    def fit(self, data: TrainingImages, folder: Path, progress: Callable[[int, int, float], None]) -> None:
+        """See that the weights are on this machine, and keep what the images are to be like."""
+        weights = self._folder()
+        self.config(weights, "model_index.json")
+        self.check(weights, data.classes)
+        wanted = {"classes": list(data.classes), "shape": list(data.images.shape[1:]), "weights": str(weights)}
+        (folder / "wanted.json").write_text(json.dumps(wanted), encoding="utf-8")
+
+    @abstractmethod
+    def check(self, weights: Path, classes: list[str]) -> None:
+        """Refuse, with a ValueError, what settings and data set don't allow with these weights."""
+
+    @abstractmethod
+    def sampler(self, pipeline: DiffusionPipeline, classes: list[str], shape: tuple[int, int, int]) -> Sampler:
+        """A sampler of a loaded pipeline, for a data set of these classes and images [C, H, W]."""
+
+    def config(self, weights: Path, name: str) -> dict[str, Any]:
+        """A JSON file of the weights' folder."""
+        try:
+            return json.loads((weights / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"model is {self.model}, but {weights / name} is no JSON file of a pipeline") from error
+
+    def components(self, weights: Path) -> dict[str, Any]:
+        """Components that take the place of the pipeline's own."""
+        return {}
+
+    def load(self, folder: Path, device: torch.device) -> Sampler:
+        wanted = json.loads((folder / "wanted.json").read_text(encoding="utf-8"))
+        found = Path(wanted["weights"])
+        weights = found if self._local is None and found.is_dir() else self._folder()  # the hub is asked once, by fit
+        dtype = dtype_of(self.precision, device, torch.float16)
+        try:
+            with _quiet():
+                pipeline = self.pipeline_class.from_pretrained(
+                    str(weights),
+                    torch_dtype=dtype,
+                    use_safetensors=True,
+                    local_files_only=True,
+                    **self.components(weights),
+                )
+        except (OSError, ImportError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"model is {self.model}, but {weights} can't be loaded as a diffusers pipeline with safetensors "
+                f"({' '.join(str(error).split())}); complete the folder, or name another model"
+            ) from error
+        swap_scheduler(pipeline, self.scheduler)
+        pipeline.set_progress_bar_config(disable=True)
+        return self.sampler(pipeline.to(device), wanted["classes"], tuple(wanted["shape"]))
+
+    def _commit(self) -> str:
+        """The version in the hub's cache, or else the hub's newest."""
+        index = {"allow_patterns": "model_index.json"}
+        try:
+            return Path(snapshot_download(self.model, local_files_only=True, **index)).name
+        except FileNotFoundError:
+            return self._fetch(snapshot_download, **index).name
+        except ValueError as error:  # HFValidationError: this can be no id
+            raise ValueError(f"model is {self.model}, which is neither a folder nor an id on the hub") from error
+
+    def _folder(self) -> Path:
+        """The folder with the weights; what the hub's cache lacks of them is downloaded."""
+        if self._local is not None:
+            return self._local
+        return self._fetch(self.pipeline_class.download, revision=self._commit(), use_safetensors=True)
+
+    def _fetch(self, get: Callable[..., str], **options: Any) -> Path:
+        try:
+            return Path(get(self.model, **options))
+        except OSError as error:
+            offline = "set (unset it to download them)" if constants.HF_HUB_OFFLINE else "not set"
+            raise ValueError(
+                f"model is {self.model}: there is no folder {Path(self.model).absolute()}, the hub's cache "
+                f"{constants.HF_HUB_CACHE} does not hold its weights, and they can't be downloaded "
+                f"({' '.join(str(error).split())}). HF_HUB_OFFLINE is {offline}. Fetch them on a machine with access "
+                f"(hf download {self.model}) and set HF_HOME to that cache, or set model to a folder"
+            ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the libraries' progress bars, and without a word on ``torch_dtype``, which diffusers is renaming."""
+    packages = [name for name in ("diffusers", "transformers") if importlib.util.find_spec(name) is not None]
+    for name in packages:
+        importlib.import_module(f"{name}.utils.logging").disable_progress_bar()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch_dtype.* is deprecated.*")
+        yield
+
+
+class PretrainedSampler(Sampler):
+    """What the samplers share: noise for each image, classes by number."""
+
+    def __init__(
+        self,
+        settings: PretrainedGenerator,
+        pipeline: DiffusionPipeline,
+        classes: list[str],
+        shape: tuple[int, int, int],
+    ) -> None:
+        self.settings, self.pipeline, self.classes, self.shape = settings, pipeline, classes, shape
+
+    def noise(self, block: Block) -> list[torch.Generator]:
+        """A generator for each image of a block, on the CPU: a seed means the same noise on every device."""
+        check_class(block.label, len(self.classes))
+        return [torch.Generator().manual_seed(seed) for seed in image_seeds(block, self.settings.block_size)]

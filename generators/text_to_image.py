@@ -1,0 +1,145 @@
+"""Text-to-image: a data set's classes as prompts for Stable Diffusion or any other diffusers pipeline that takes them.
+
+The server of GenFL (arXiv 2503.20166) does that with Stable Diffusion v1-5; prompt, steps, guidance and size are our
+reconstruction of its setting.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from diffusers import DiffusionPipeline
+
+from generators.base import Block, Sampler, require_positive
+from generators.pipelines import Precision, SchedulerName, to_pixels
+from generators.pretrained import PretrainedGenerator, PretrainedSampler, weights_digest
+
+__all__ = ["TextToImage"]
+
+_CLASS = "{class}"
+
+
+class TextToImage(PretrainedGenerator):
+    """Images from prompts. Needs the package transformers (extra ``text``).
+
+    Args:
+        model: id on the hub, or local folder, of a diffusers pipeline that takes prompts.
+        prompts: templates with {class}; image i of a class is made with template i mod n.
+        negative_prompt: what the images should not show.
+        steps: sampler steps.
+        guidance: classifier-free guidance weight.
+        scheduler: ``ddim``, ``ddpm``, ``dpmpp``, or null: the pipeline's own.
+        precision: of the weights; ``auto`` is fp16 on GPUs, fp32 elsewhere.
+        size: pixels of the images as they are generated, before they are resized to the data set's; default: the
+            pipeline's.
+        lora: folder of LoRA weights in safetensors. Needs the package peft (extra ``text``).
+        class_names: words for the prompt, by class name, where they should differ from the name.
+        safety_checker: a pipeline that comes with a checker makes what it objects to black; false leaves it away.
+        block_size: images made together.
+    """
+
+    def __init__(
+        self,
+        model: str = "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        prompts: list[str] | None = None,
+        negative_prompt: str | None = None,
+        steps: int = 50,
+        guidance: float = 7.5,
+        scheduler: SchedulerName | None = None,
+        precision: Precision = "auto",
+        size: int | None = None,
+        lora: str | None = None,
+        class_names: dict[str, str] | None = None,
+        safety_checker: bool = True,
+        block_size: int = 8,
+    ) -> None:
+        super().__init__(model, steps, guidance, scheduler, precision, block_size)
+        self.prompts = ["a photo of a {class}"] if prompts is None else list(prompts)
+        if not self.prompts:
+            raise ValueError("prompts is an empty list; give at least one template, as 'a photo of a {class}'")
+        for template in self.prompts:
+            if _CLASS not in template:
+                raise ValueError(f"prompts: {template!r} has no {_CLASS}, so it is the same for every class; add it")
+        require_positive(size=size)
+        self.negative_prompt, self.size, self.lora = negative_prompt, size, lora
+        self.class_names, self.safety_checker = dict(class_names or {}), safety_checker
+
+    def training_settings(self) -> dict[str, Any]:
+        lora = f"sha256:{weights_digest(self._lora_folder())}" if self.lora is not None else None
+        return {**super().training_settings(), "lora": lora}
+
+    def sampling_settings(self) -> dict[str, Any]:
+        names = ("prompts", "negative_prompt", "size", "class_names", "safety_checker")
+        return {**super().sampling_settings(), **{name: getattr(self, name) for name in names}}
+
+    def prompt(self, classes: Sequence[str], label: int, index: int) -> str:
+        name = classes[label]
+        return self.prompts[index % len(self.prompts)].replace(_CLASS, self.class_names.get(name, name))
+
+    def check(self, weights: Path, classes: list[str]) -> None:
+        unknown = sorted(set(self.class_names) - set(classes))
+        if unknown:
+            raise ValueError(f"class_names: the data have no class {', '.join(unknown)}; known: {', '.join(classes)}")
+        needed = {"transformers": True, "peft": self.lora is not None}
+        missing = [name for name, needs in needed.items() if needs and importlib.util.find_spec(name) is None]
+        if missing:
+            raise ValueError(f"text_to_image needs {' and '.join(missing)}; pip install 'fl-ray[text]'")
+
+    def components(self, weights: Path) -> dict[str, Any]:
+        if self.safety_checker or "safety_checker" not in self.config(weights, "model_index.json"):
+            return {}
+        return {"safety_checker": None, "requires_safety_checker": False}
+
+    def sampler(self, pipeline: DiffusionPipeline, classes: list[str], shape: tuple[int, int, int]) -> Sampler:
+        kind, known = type(pipeline).__name__, inspect.signature(type(pipeline).__call__).parameters
+        options: dict[str, Any] = {"num_inference_steps": self.steps, "guidance_scale": self.guidance}
+        if self.size is not None:
+            options |= {"height": self.size, "width": self.size}
+        if self.negative_prompt is not None:
+            options["negative_prompt"] = [self.negative_prompt] * self.block_size
+        settings = {"prompt": "model", "height": "size", "negative_prompt": "negative_prompt"}
+        for argument in ("prompt", *options):
+            if argument not in known:
+                setting = settings.get(argument, argument)
+                raise ValueError(f"{setting}: {kind} of {self.model} takes no {argument}; use a text-to-image pipeline")
+        if self.lora is not None:
+            if not hasattr(pipeline, "load_lora_weights"):
+                raise ValueError(f"lora is {self.lora}, but {kind} of {self.model} takes no LoRA weights")
+            try:
+                pipeline.load_lora_weights(str(self._lora_folder()), use_safetensors=True, local_files_only=True)
+            except (OSError, ValueError, KeyError, RuntimeError) as error:
+                reason = " ".join(str(error).split())
+                raise ValueError(f"lora is {self.lora}, but its weights don't fit {self.model}: {reason}") from error
+        return _TextSampler(self, pipeline, classes, shape, options)
+
+    def _lora_folder(self) -> Path:
+        folder = Path(self.lora).expanduser()
+        if not list(folder.glob("*.safetensors")):
+            raise ValueError(f"lora is {self.lora}, but there is no folder {folder.absolute()} with safetensors in it")
+        return folder
+
+
+class _TextSampler(PretrainedSampler):
+    settings: TextToImage
+
+    def __init__(
+        self,
+        settings: TextToImage,
+        pipeline: DiffusionPipeline,
+        classes: list[str],
+        shape: tuple[int, int, int],
+        options: dict[str, Any],
+    ) -> None:
+        super().__init__(settings, pipeline, classes, shape)
+        self.options = options
+
+    def sample(self, block: Block) -> np.ndarray:
+        noise, first = self.noise(block), block.number * self.settings.block_size
+        prompts = [self.settings.prompt(self.classes, block.label, first + offset) for offset in range(len(noise))]
+        images = self.pipeline(prompt=prompts, generator=noise, output_type="pt", **self.options).images
+        return to_pixels(images, self.shape)

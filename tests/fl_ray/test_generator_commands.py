@@ -1,0 +1,273 @@
+"""``fl-ray pretrain`` and ``generate``: found again, over a kill, with a manifest that holds, for any number."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from fl_ray.config import RunConfig
+from fl_ray.data.parts import prepare
+from fl_ray.errors import SettingError
+from fl_ray.image_export import export_images
+from fl_ray.progress import Progress
+from fl_ray.synthesis import Synthesis
+from tests.conftest import TINY_GENERATOR, Call
+from tests.generators.tiny_pipelines import text_pipeline
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    content = {
+        "name": "small",
+        "data": {"name": "digits", "clients": 6, "max_samples": 600, "public_fraction": 0.2},
+        "generator": {**TINY_GENERATOR, "cache": str(tmp_path / "cache")},
+        "runtime": {"backend": "in_process"},
+        "tracking": {"enabled": False},
+    }
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "manifest.csv").open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def trained(said: str) -> Path:
+    return Path(next(line for line in said.splitlines() if line.startswith("weights: ")).removeprefix("weights: "))
+
+
+def test_pretrain_trains_once_and_says_where(recipe: Path, call: Call) -> None:
+    first = call("pretrain", "small.yaml")
+    assert first.returncode == 0, first.stderr
+    assert "diffusion, trained in" in first.stdout
+    assert (trained(first.stdout) / "unet").is_dir()
+    again = call("pretrain", "small.yaml", "--generator.steps", "5")  # sampling alone
+    assert "found, trained before" in again.stdout
+    assert trained(again.stdout) == trained(first.stdout)
+
+
+def test_pretrain_goes_on_after_a_kill(recipe: Path, tmp_path: Path, call: Call) -> None:
+    words = ["pretrain", "small.yaml", "--generator.train_steps", "100"]
+    often = "import generators.training as t; t.CHECKPOINT_EVERY_S = 0.0\n"
+    code = f"{often}from fl_ray.cli import main; raise SystemExit(main({words}))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 240
+    while not list(tmp_path.glob("cache/**/training.ckpt")) and time.monotonic() < deadline:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    (draft,) = tmp_path.glob("cache/**/.weights.part")
+    assert not (draft / "unet").exists()
+    cut = trained(call(*words).stdout)
+    whole = trained(call(*words, "--generator.cache", str(tmp_path / "other")).stdout)
+    names = sorted(str(path.relative_to(whole)) for path in whole.rglob("*") if path.is_file())
+    assert names == sorted(str(path.relative_to(cut)) for path in cut.rglob("*") if path.is_file())
+    assert all((whole / name).read_bytes() == (cut / name).read_bytes() for name in names)
+
+
+def test_ctrl_c_in_pretraining_is_an_interrupt(recipe: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fl_ray", "pretrain", "small.yaml", "--generator.train_steps", "100000"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 240
+    while "pre-training the generator" not in (line := process.stderr.readline()) and time.monotonic() < deadline:
+        assert process.poll() is None, line
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+
+
+def test_generate_writes_images_and_where_they_come_from(recipe: Path, tmp_path: Path, call: Call) -> None:
+    words = ("generate", "small.yaml", "--sampling_seed", "3")
+    found = call(*words, "--per_class", "7", "--output", "images")
+    assert found.returncode == 0, found.stderr
+    assert "images: 70 in images" in found.stdout
+    rows = rows_of(tmp_path / "images")
+    assert len({row["file"] for row in rows}) == 70
+    assert {row["class"] for row in rows} == {str(digit) for digit in range(10)}
+    for row in rows:
+        content = (tmp_path / "images" / row["file"]).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == row["sha256"]
+        assert row["file"] == f"{row['class']}/{int(row['index']):06d}.png"
+        assert (row["seed"], row["prompt"]) == ("3", "")
+    (manifest,) = tmp_path.glob(f"cache/generators/diffusion-{rows[0]['generator_key']}/images-*/manifest.json")
+    assert manifest.parent.name == f"images-{rows[0]['sampling_key']}"
+    content = json.loads(manifest.read_text())
+    assert content["training"]["settings"]["train_steps"] == 30
+    assert content["sampling"]["settings"]["steps"] == 3
+    assert {"torch", "diffusers"} <= set(content["versions"])
+    fewer = call(*words, "--per_class", "2", "--output", "fewer")
+    assert fewer.returncode == 0
+    for row in rows_of(tmp_path / "fewer"):
+        assert (tmp_path / "fewer" / row["file"]).read_bytes() == (tmp_path / "images" / row["file"]).read_bytes()
+    used = call(*words, "--per_class", "2", "--output", "fewer")
+    assert used.returncode == 2
+    assert "in use" in used.stderr
+
+
+def test_generate_nothing_trains_nothing(recipe: Path, tmp_path: Path, call: Call) -> None:
+    found = call("generate", "small.yaml", "--per_class", "0", "--output", "none")
+    assert found.returncode == 0, found.stderr
+    assert rows_of(tmp_path / "none") == []
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (("generate", "small.yaml", "--per_class", "-1"), "--per_class is -1"),
+        (("generate", "small.yaml", "--per_class", "1", "--sampling_seed", "-1"), "--sampling_seed is -1"),
+        (("pretrain", "small.yaml", "--generator.widths", "[8, 8, 8, 8, 8]"), "not divisible"),
+        (("pretrain", "plain.yaml"), "plain.yaml has no generator"),
+        (("pretrain", "small.yaml", "--generator.name", "dit"), "generator.*model"),
+        (
+            (
+                "generate",
+                "small.yaml",
+                "--generator.name",
+                "text_to_image",
+                "--per_class",
+                "1",
+                "--generator.model",
+                "a",
+            ),
+            "generator text_to_image: model is a: there is no folder",
+        ),
+    ],
+)
+def test_bad_input_is_one_clear_message(
+    recipe: Path, tmp_path: Path, call: Call, words: tuple[str, ...], match: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import re
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "plain.yaml").write_text("data: {name: digits}\nruntime: {backend: in_process}\n")
+    found = call(*words, "--output", "out") if words[0] == "generate" else call(*words)
+    assert found.returncode == 2, found.stderr
+    assert re.search(match, found.stderr), found.stderr
+    assert found.stderr.splitlines()[-1].startswith("fl-ray: ")
+    assert not (tmp_path / "out").exists()
+
+
+def flat(small: Callable[..., RunConfig], block_size: int, tmp_path: Path) -> Synthesis:
+    """A generator that costs nothing, two classes of 4 x 4 pixels."""
+    config = small(
+        data__name="tests.fl_ray.own:stripes",
+        generator={"name": "tests.fl_ray.own:FlatGenerator", "block_size": block_size, "cache": str(tmp_path)},
+    )
+    return Synthesis(config.generator, prepare(config.data, 0), Progress(False), on_ray=False, threads=1)
+
+
+def test_memory_does_not_grow_with_the_number_of_images(small: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """Six thousand images against two hundred, first from the pool and then from the cache."""
+    synthesis = flat(small, 50, tmp_path / "cache")
+    peaks = []
+    for number, per_class in enumerate((100, 3000, 3000)):
+        (tmp_path / str(number)).mkdir()
+        tracemalloc.start()
+        assert export_images(synthesis, per_class, 0, tmp_path / str(number)) == 2 * per_class
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert max(peaks[1:]) < peaks[0] + 300_000  # 6,000 rows of the manifest alone are a megabyte
+    assert len(rows_of(tmp_path / "1")) == 6000
+    assert (tmp_path / "1" / "bright" / "002999.png").exists()
+
+
+def test_a_million_images_of_a_class_begin_at_once(small: Callable[..., RunConfig], tmp_path: Path) -> None:
+    synthesis = flat(small, 100, tmp_path)
+    start = time.monotonic()
+    tracemalloc.start()
+    stream = synthesis.stream(np.full(2, 1_000_000), 0)
+    for _ in range(3):
+        next(stream)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    stream.close()
+    assert peak < 3_000_000
+    assert time.monotonic() - start < 30
+
+
+def test_class_names_that_no_folder_may_have(small: Callable[..., RunConfig], tmp_path: Path) -> None:
+    synthesis = flat(small, 2, tmp_path / "cache")
+    synthesis.prepare()
+    synthesis.data.source.classes[:] = ["../up", "a/b%"]
+    (tmp_path / "out").mkdir()
+    export_images(synthesis, 1, 0, tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"%2E.%2Fup", "a%2Fb%25", "manifest.csv"}
+    assert not (tmp_path / "up").exists()
+
+
+def test_prompts_stand_in_the_manifest(small: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """Text-to-image by the way that a run takes: no public images, other size and channels."""
+    generator = {
+        "name": "text_to_image",
+        "model": str(text_pipeline(tmp_path / "model")),
+        "prompts": ["a {class}", "the {class}"],
+        "steps": 2,
+        "block_size": 4,
+        "class_names": {"dark": "night"},
+    }
+    config = small(data__name="tests.fl_ray.own:stripes", data__public_fraction=0.0, generator=generator)
+    synthesis = Synthesis(config.generator, prepare(config.data, 0), Progress(False), on_ray=False, threads=1)
+    (tmp_path / "out").mkdir()
+    export_images(synthesis, 2, 5, tmp_path / "out")
+    prompts = {row["file"]: row["prompt"] for row in rows_of(tmp_path / "out")}
+    assert prompts == {
+        "dark/000000.png": "a night",
+        "dark/000001.png": "the night",
+        "bright/000000.png": "a bright",
+        "bright/000001.png": "the bright",
+    }
+    with Image.open(tmp_path / "out" / "dark" / "000000.png") as image:
+        assert (image.size, image.mode) == ((4, 4), "L")
+
+
+def test_a_damaged_block_is_made_again_with_a_word(small: Callable[..., RunConfig], tmp_path: Path) -> None:
+    told: list[str] = []
+    synthesis = flat(small, 5, tmp_path)
+    before, _ = synthesis.images(np.array([5, 5]), 0)
+    file = next(tmp_path.rglob("block_000000.safetensors"))
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    synthesis.progress.message = told.append
+    again = flat(small, 5, tmp_path)
+    again._cache._tell = told.append
+    after, _ = again.images(np.array([5, 5]), 0)
+    assert (before == after).all()
+    assert again.report()["images_made"] == 5
+    assert len(told) == 1
+    assert "is damaged, so its images are made again" in told[0]
+
+
+def test_what_a_sampler_refuses_is_a_setting(small: Callable[..., RunConfig], tmp_path: Path) -> None:
+    config = small(
+        data__name="tests.fl_ray.own:stripes",
+        generator={"name": "tests.fl_ray.own:RaisingGenerator", "label": 1, "cache": str(tmp_path)},
+    )
+    synthesis = Synthesis(config.generator, prepare(config.data, 0), Progress(False), on_ray=False, threads=1)
+    with pytest.raises(SettingError, match=r"^generator tests\.fl_ray\.own:RaisingGenerator: class 1 has run dry$"):
+        synthesis.images(np.array([0, 1]), 0)

@@ -1,0 +1,236 @@
+"""Text-to-image with a pipeline of random weights: against diffusers' own call, by image, and what can go wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusionPipeline
+from PIL import Image
+
+from generators.base import Block, Sampler, TrainingImages, key_seed
+from generators.pipelines import swap_scheduler, to_pixels
+from generators.text_to_image import TextToImage
+from tests.generators.tiny_pipelines import text_pipeline
+
+TINY = {"steps": 3, "block_size": 4}
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return text_pipeline(tmp_path_factory.mktemp("models") / "tiny-diffusion")
+
+
+def wanted(channels: int = 3, size: int = 16) -> TrainingImages:
+    """No images, as for all generators that learn from none: classes and a shape."""
+    empty = np.zeros((0, channels, size, size), dtype=np.uint8)
+    return TrainingImages(empty, np.zeros(0, dtype=np.int64), ["cat", "fire truck"], "none")
+
+
+def load(model: Path, folder: Path, data: TrainingImages | None = None, **settings: Any) -> Sampler:
+    generator = TextToImage(**{"model": str(model), **TINY, **settings})
+    folder.mkdir()
+    generator.fit(data or wanted(), folder, lambda *told: None)
+    return generator.load(folder, CPU)
+
+
+def seeded(label: int, index: int) -> torch.Generator:
+    return torch.Generator().manual_seed(key_seed(7, label, index))
+
+
+def test_images_are_those_of_the_pipelines_own_call(model: Path, tmp_path: Path) -> None:
+    """Prompts by image, noise by image, options handed on."""
+    templates, names = ["a photo of a {class}", "{class}, drawn"], {"fire truck": "red lorry"}
+    options = {"prompts": templates, "class_names": names, "negative_prompt": "blur", "guidance": 3.0, "size": 24}
+    found = load(model, tmp_path / "weights", wanted(size=24), **options).sample(Block(7, 1, 2))
+    pipeline = StableDiffusionPipeline.from_pretrained(model)
+    own = pipeline(
+        prompt=["a photo of a red lorry", "red lorry, drawn"] * 2,
+        negative_prompt=["blur"] * 4,
+        num_inference_steps=3,
+        guidance_scale=3.0,
+        height=24,
+        width=24,
+        generator=[seeded(1, index) for index in range(8, 12)],
+        output_type="np",
+    ).images
+    assert (found == (own * 255).round().astype(np.uint8).transpose(0, 3, 1, 2)).all()
+    assert (found[0] != found[2]).any()  # one prompt, two noises
+    assert TextToImage(**options).prompt(["cat", "fire truck"], 1, 9) == "red lorry, drawn"
+
+
+def test_an_image_depends_on_its_index_and_not_on_its_block(model: Path, tmp_path: Path) -> None:
+    whole = load(model, tmp_path / "whole", prompts=["a {class}", "the {class}", "{class}"]).sample(Block(7, 0, 0))
+    pairs = load(model, tmp_path / "pairs", prompts=["a {class}", "the {class}", "{class}"], block_size=2)
+    split = np.concatenate([pairs.sample(Block(7, 0, number)) for number in (0, 1)])
+    assert np.abs(whole.astype(int) - split).max() <= 1  # a batch's size changes the last bits
+    assert np.abs(whole[0].astype(int) - whole[1]).max() > 10
+
+
+def test_images_are_resized_as_pillow_does() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (3, 3, 48, 48), dtype=np.uint8)
+    found = to_pixels(torch.from_numpy(noise).float() / 255, (3, 12, 12))
+    grey = to_pixels(torch.from_numpy(noise).float() / 255, (1, 12, 12))
+    for image, made, shade in zip(noise, found, grey, strict=True):
+        small = Image.fromarray(image.transpose(1, 2, 0)).resize((12, 12), Image.Resampling.BILINEAR)
+        assert np.abs(np.asarray(small).astype(int).transpose(2, 0, 1) - made).max() <= 1
+        assert np.abs(np.asarray(small.convert("L")).astype(int) - shade[0]).max() <= 1
+    assert (to_pixels(torch.full((2, 1, 4, 4), 0.2), (3, 4, 4)) == 51).all()
+    with pytest.raises(ValueError, match=r"not finite.*precision"):
+        to_pixels(torch.full((1, 3, 4, 4), torch.nan), (3, 4, 4))
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "ddpm", "dpmpp"])
+def test_another_scheduler_keeps_the_schedule_and_clips_no_latents(model: Path, scheduler: str, tmp_path: Path) -> None:
+    sampler = load(model, tmp_path / "weights", scheduler=scheduler)
+    config = sampler.pipeline.scheduler.config
+    assert (config.beta_start, config.beta_end, config.beta_schedule) == (0.00085, 0.012, "scaled_linear")
+    assert not config.get("clip_sample", False)  # DDIM's and DDPM's own default is to clip
+    first, again, other = (sampler.sample(Block(7, 0, number)) for number in (0, 0, 1))
+    assert (first == again).all()
+    assert (first != other).any()
+
+
+def test_a_scheduler_that_does_not_fit_is_refused(model: Path) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(model)
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler()
+    with pytest.raises(ValueError, match=r"scheduler is ddim.*FlowMatch.*leave scheduler out"):
+        swap_scheduler(pipeline, "ddim")
+
+
+def test_low_precision_is_near_full_precision(model: Path, tmp_path: Path) -> None:
+    full, half = (load(model, tmp_path / name, precision=name).sample(Block(7, 0, 0)) for name in ("fp32", "bf16"))
+    difference = np.abs(full.astype(int) - half)
+    assert 0 < difference.max() < 40
+    assert difference.mean() < 4
+
+
+def test_the_key_follows_the_weights_and_not_the_place(model: Path, tmp_path: Path) -> None:
+    def key(folder: Path) -> Any:
+        return TextToImage(model=str(folder)).training_settings()["weights"]
+
+    copied = Path(shutil.copytree(model, tmp_path / "copied"))
+    assert key(copied) == key(model)
+    weights = copied / "unet" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert key(copied) != key(model)
+
+
+def test_lora_adds_its_product_to_the_weights(model: Path, tmp_path: Path) -> None:
+    """Against the same pipeline with W + B A written into its attention by hand."""
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    plain = StableDiffusionPipeline.from_pretrained(model)
+    changed = StableDiffusionPipeline.from_pretrained(model)
+    plain.unet.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q"]))
+    generator, merged = torch.Generator().manual_seed(0), 0
+    for name, module in plain.unet.named_modules():
+        if name.endswith("to_q"):
+            a, b = module.lora_A["default"].weight.data, module.lora_B["default"].weight.data
+            b.copy_(2 * torch.randn(b.shape, generator=generator))
+            changed.unet.get_submodule(name).weight.data += b @ a
+            merged += 1
+    assert merged > 0
+    layers = get_peft_model_state_dict(plain.unet)
+    StableDiffusionPipeline.save_lora_weights(tmp_path / "lora", unet_lora_layers=layers)
+    changed.save_pretrained(tmp_path / "changed")
+    block = Block(7, 0, 0)
+    found = load(model, tmp_path / "with", lora=str(tmp_path / "lora")).sample(block)
+    expected = load(tmp_path / "changed", tmp_path / "by-hand").sample(block)
+    without = load(model, tmp_path / "without").sample(block)
+    assert np.abs(found.astype(int) - expected).max() <= 1
+    assert np.abs(found.astype(int) - without).max() > 2
+    settings = TextToImage(model=str(model), lora=str(tmp_path / "lora")).training_settings()
+    assert settings["lora"].startswith("sha256:")
+
+
+def test_a_safety_checker_is_left_away_where_the_user_says_so(model: Path, tmp_path: Path) -> None:
+    """This one has no checker's weights, so that loading it succeeds without the checker alone."""
+    guarded = Path(shutil.copytree(model, tmp_path / "guarded"))
+    index = json.loads((guarded / "model_index.json").read_text())
+    index |= {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"], "requires_safety_checker": True}
+    (guarded / "model_index.json").write_text(json.dumps(index))
+    assert load(guarded, tmp_path / "without", safety_checker=False).sample(Block(0, 0, 0)).shape == (4, 3, 16, 16)
+    with pytest.raises(ValueError, match="safety_checker"):
+        load(guarded, tmp_path / "with")
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_weights_that_can_not_be_had(offline: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing listens at the hub's address."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="stable-diffusion-v1-5/stable-diffusion-v1-5") as raised:
+        TextToImage().training_settings()
+    assert time.monotonic() - start < 5
+    assert "hub" in str(raised.value)
+    assert f"HF_HUB_OFFLINE is {'set' if offline else 'not set'}" in str(raised.value)
+    with pytest.raises(ValueError, match="neither a folder nor an id"):
+        TextToImage(model="../not/there").training_settings()
+
+
+def test_an_id_in_the_hubs_cache_is_pinned_to_its_commit(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, commit = "fl-ray-tests/no-such-model", "0123456789abcdef0123456789abcdef01234567"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    home = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
+    shutil.copytree(model, home / "snapshots" / commit)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(commit)
+    assert TextToImage(model=name).training_settings()["weights"] == f"{name}@{commit}"
+    block = Block(7, 0, 0)
+    cached = load(Path(name), tmp_path / "cached").sample(block)
+    assert (cached == load(model, tmp_path / "local").sample(block)).all()
+
+
+def _pickled(folder: Path) -> None:
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+
+
+def _cut(folder: Path) -> None:
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+
+
+def _no_index(folder: Path) -> None:
+    (folder / "model_index.json").unlink()
+
+
+@pytest.mark.parametrize("damage", [_pickled, _cut, _no_index])
+def test_folders_that_hold_no_whole_pipeline(model: Path, tmp_path: Path, damage: Any) -> None:
+    broken = Path(shutil.copytree(model, tmp_path / "broken"))
+    damage(broken)
+    with pytest.raises(ValueError, match=r"model is .*broken"):
+        load(broken, tmp_path / "weights")
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"prompts": []}, "prompts is an empty list"),
+        ({"prompts": ["a photo"]}, "has no {class}"),
+        ({"steps": 0}, "steps is 0"),
+        ({"size": -8}, "size is -8"),
+        ({"block_size": 0}, "block_size is 0"),
+        ({"class_names": {"dog": "puppy"}}, "no class dog; known: cat, fire truck"),
+        ({"lora": "nowhere"}, "lora is nowhere.*safetensors"),
+    ],
+)
+def test_bad_settings_are_refused(model: Path, tmp_path: Path, settings: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        load(model, tmp_path / "weights", **settings)
