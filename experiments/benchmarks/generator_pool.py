@@ -1,12 +1,12 @@
 """Images per second of the generator pool, beside the same diffusers pipeline called in a plain loop.
 
-    python experiments/benchmarks/generators.py
-    python experiments/benchmarks/generators.py --steps 20 --batch 16 --blocks 2
+    python experiments/benchmarks/generator_pool.py
+    python experiments/benchmarks/generator_pool.py --steps 20 --batch 16 --blocks 2
 
-The class-conditional diffusion generator for 32 x 32 RGB with its default UNet, and random weights: the time of an image
-does not depend on them. The plain loop is a process of one thread that calls the pipeline batch by batch; the pool has
-one actor of one thread, then two, and makes blocks of the same size with the same sampler and steps. They run in turns;
-the numbers are medians over the turns. The last line is JSON.
+The class-conditional diffusion generator for 32 x 32 RGB with its default UNet, and random weights: the time of an
+image does not depend on them. The plain loop is a process of one thread that calls the pipeline batch by batch; the
+pool has one actor of one thread, then two, and makes blocks of the same size with the same sampler and steps. They run
+in turns; the numbers are medians over the turns. The last line is JSON.
 """
 
 from __future__ import annotations
