@@ -24,14 +24,18 @@ from fl_ray.synthesis import Synthesis
 from generators.base import Block, Generator, Sampler, TrainingImages
 from generators.pool import GeneratorPool, LocalPool
 from tests.conftest import TINY_GENERATOR
+from tests.generators.tiny_pipelines import dit_pipeline, text_pipeline
 
-IMAGES = "FOLDER OF IMAGES"  # stands for one with a folder for each class
+# Stand for folders that a fixture makes: images with a folder for each class, pipelines of random weights.
+IMAGES, TEXT, DIT = "FOLDER OF IMAGES", "FOLDER OF A TEXT-TO-IMAGE PIPELINE", "FOLDER OF A DIT PIPELINE"
 
 # The smallest settings of every registered generator, and one setting that makes other weights (none: it has no such).
 TINY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "diffusion": ({name: value for name, value in TINY_GENERATOR.items() if name != "name"}, {"train_steps": 31}),
     "cvae": ({"hidden": [16], "train_steps": 20, "lr": 1e-2, "binarise": False}, {"latent": 2}),
     "cgan": ({"width": 4, "noise": 8, "train_steps": 5, "batch_size": 8}, {"loss": "bce"}),
+    "text_to_image": ({"model": TEXT, "steps": 2}, {}),
+    "dit": ({"model": DIT, "steps": 2}, {}),
     "folder": ({"root": IMAGES}, {}),
     "real": ({}, {}),
     "noise": ({}, {}),
@@ -61,12 +65,22 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def recipe(files: Path) -> Callable[..., RunConfig]:
+def made(files: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """What TINY's words for folders stand for."""
+    root, names = tmp_path_factory.mktemp("pipelines"), [str(label) for label in range(CLASSES)]
+    return {IMAGES: files, TEXT: text_pipeline(root / "text"), DIT: dit_pipeline(root / "dit", names, 1000)}
+
+
+@pytest.fixture(scope="module")
+def recipe(made: dict[str, Path]) -> Callable[..., RunConfig]:
     """A recipe with a generator's smallest settings; ``changes`` of these."""
 
     def make(name: str, data: str = "grey", **changes: Any) -> RunConfig:
         settings = TINY[name][0] | {"block_size": SIZE} | changes
-        settings = {key: str(files) if value == IMAGES else value for key, value in settings.items()}
+        settings = {
+            key: str(made[value]) if isinstance(value, str) and value in made else value
+            for key, value in settings.items()
+        }
         parts = {"public_fraction": 0.2, "reserve_fraction": 0.3, **DATA[data]}
         return make_config({"data": parts, "generator": {"name": name, **settings}})
 
