@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
-# Python (and Ray, for its workers, by the script's name) looks for packages beside a script first, where this file would
-# hide the package of its name.
+# A script's folder comes first where Python (and Ray, for its workers, by the script's name) looks for packages: there
+# generators.py would hide the package of its name.
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[0], sys.argv[0] = str(ROOT), str(ROOT / "generators-benchmark")
+sys.path[0], sys.argv[0] = str(ROOT), str(ROOT / "benchmark")
 
 SIZE, CHANNELS, CLASSES = 32, 3, 10
 

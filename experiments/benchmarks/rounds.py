@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -23,6 +24,10 @@ from pathlib import Path
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
+# A script's folder comes first where Python (and Ray, for its workers, by the script's name) looks for packages: there
+# generators.py would hide the package of its name.
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[0], sys.argv[0] = str(ROOT), str(ROOT / "benchmark")
 
 COHORT, SAMPLES, BATCH, LR = 50, 50, 10, 0.1
 WARM_UP = 2  # rounds of a turn that are not counted
