@@ -58,26 +58,21 @@ def verdict(values: Sequence[float], paper: tuple[float, float | None]) -> str:
 
 def main() -> None:
     runs = finished(Path(sys.argv[1]))
-    header = ["partition", *(f"{title}: {part}" for title in TITLES.values() for part in ("poster", "here", "off by"))]
+    parts = ("poster", "here", "off by")
+    header = ["partition", *(f"{title}: {part}" for title in TITLES.values() for part in parts)]
     lines = [header, ["---"] + ["---:"] * (len(header) - 1)]
     for partition, cells in PAPER.items():
         line = [partition]
         for kind, paper in cells.items():
             side = "with" if kind == "cas" else kind
             own = [run for run in runs.get((partition, side), []) if kind != "cas" or "cas" in run]
-            measured = [
-                run["cas"] if kind == "cas" else 100 * run["final_accuracy"]
-                for run in own
-                if "cas" in run or kind != "cas"
-            ]
+            measured = [run["cas"] if kind == "cas" else 100 * run["final_accuracy"] for run in own]
             given = f"{paper[0]:.2f}" + (f" ± {paper[1]:.2f}" if paper[1] is not None else "")
             line += [given, text(measured), verdict(measured, paper)]
         lines.append(line)
     print("\n".join(f"| {' | '.join(line)} |" for line in lines))
     print("\nOn the 10,000 test images:\n")
-    print(
-        "| partition | FedAvg alone | pre-trained, before FedAvg | pre-trained, after FedAvg |\n| --- | ---: | ---: | ---: |"
-    )
+    print("| partition | FedAvg alone | pre-trained, before FedAvg | after it |\n| --- | ---: | ---: | ---: |")
     for partition in PAPER:
         without, pretrained = runs.get((partition, "without"), []), runs.get((partition, "with"), [])
         columns = [
