@@ -23,6 +23,7 @@ LAYOUTS = {
 }
 OWN = {  # settings without which a method refuses a cohort of three
     "genfl": {"with_generator": True},
+    "genfl_pretrain": {"with_generator": True, "method__images": 30, "method__pretrain_epochs": 1},
     "krum": {"method__byzantine": 0, "method__multi": 2},
     "trimmed_mean": {"method__trim": 0.34},
 }
