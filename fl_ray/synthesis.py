@@ -29,7 +29,7 @@ from fl_ray.run_folder import environment
 from generators.base import Block, Generator, TrainingImages, settings_digest
 from generators.cache import BlockCache, stored_folder
 
-__all__ = ["FederatedGenerator", "Synthesis", "cache_root"]
+__all__ = ["TRAINED_FILE", "FederatedGenerator", "Synthesis", "cache_root"]
 
 TRAINED_FILE = "trained.json"  # beside the weights: what their training took
 FORMAT = 2  # of the cache; raised when the code that makes weights or images changes what it makes

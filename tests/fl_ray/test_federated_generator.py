@@ -17,6 +17,7 @@ from fl_ray.federated_generator import COST_FILE
 from fl_ray.progress import Progress
 from fl_ray.runtime.ray_backend import RayRuntime
 from fl_ray.runtime.start import open_runtime
+from fl_ray.synthesis import TRAINED_FILE
 
 Run = Callable[..., tuple[Experiment, dict]]
 GENFL = {"method__name": "genfl", "method__images_per_round": 10, "method__max_images": 10, "rounds": 1}
@@ -32,7 +33,8 @@ def federated(cache: Path, **more: object) -> dict[str, object]:
 def weights(cache: Path) -> tuple[dict[str, torch.Tensor], dict]:
     """The one generator in a cache, and what its training has cost."""
     (folder,) = cache.glob("generators/cvae-*/weights")
-    assert {path.name for path in folder.iterdir()} == {"weights.safetensors", "settings.json", COST_FILE}
+    files = {"weights.safetensors", "settings.json", COST_FILE, TRAINED_FILE}
+    assert {path.name for path in folder.iterdir()} == files
     return load_file(folder / "weights.safetensors"), json.loads((folder / COST_FILE).read_text())
 
 
