@@ -135,7 +135,8 @@ def main(arguments: list[str] | None = None) -> int:
     debug = "--debug" in arguments
     print_config = "--print_config" in arguments
     sys.path.insert(0, str(Path.cwd()))  # where a user's own package.module:Class lies
-    signal.signal(signal.SIGTERM, _as_interrupt)
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, _as_interrupt)
     try:
         kept, overrides = _split_overrides([word for word in arguments if word not in _FLAGS])
         parsed = _parser().parse_args(kept)

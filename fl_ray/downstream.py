@@ -30,9 +30,11 @@ MEASURES = (
     "cas",
     "clip_score",
     "closer_to_public",
+    "closer_to_clients",
     "training_s",
     "sampling_s_per_image",
 )
+_SETTING = ("data", "model", "training", "rounds", "clients_per_round")
 _LEAST = 3  # labels that a rank correlation is taken over
 
 
@@ -73,6 +75,7 @@ def gains_of_runs(
                 f"--runs {where}: {what} for the label {label!r}; give the recipe and the overrides that fl-ray "
                 "compare was given, and let it come to its end"
             )
+        _same_setting(config, by_label[baseline][0].config(), label, baseline, where)
         beside = {key: value for key, value in result_settings(config).items() if key != "generator"}
         if beside not in groups:
             groups.append(beside)
@@ -88,6 +91,16 @@ def with_measures(gains: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str
         {**row, **{name: measured[row["label"]][name] for name in MEASURES if name in measured.get(row["label"], {})}}
         for row in gains
     ]
+
+
+def _same_setting(config: RunConfig, plain: RunConfig, label: str, baseline: str, where: str) -> None:
+    """Refuse a gain between runs that differ in more than their method."""
+    for setting in _SETTING:
+        if getattr(config, setting) != getattr(plain, setting):
+            raise OutputError(
+                f"--runs {where}: {label!r} and {baseline!r}, which its gain is counted from, differ in {setting!r}; "
+                "leave one of them out of the compare list"
+            )
 
 
 def _outcomes(runs: Sequence[RunFolder], targets: Sequence[float]) -> dict[int, dict[str, Any]]:

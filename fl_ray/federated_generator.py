@@ -95,7 +95,11 @@ class ClientsTrainGenerator:
         settings = to_dict(self.stage())
         owned = np.sort(self.data.partition.owned())
         images = digest(self.data.images[owned], self.data.labels[owned])
-        return settings_digest({name: settings[name] for name in _RESULTS}, images, self.data.partition.digest())
+        decides = {name: settings[name] for name in _RESULTS}
+        decides |= {
+            f"runtime.{name}": settings["runtime"][name] for name in ("threads", "gpus_per_actor", "min_clients")
+        }
+        return settings_digest(decides, images, self.data.partition.digest())
 
     def train(self, draft: Path) -> pl.LightningModule:
         """Run the rounds; checkpoints of an interrupted call in ``draft`` are taken up."""
@@ -110,11 +114,19 @@ class ClientsTrainGenerator:
         if found is not None:
             weights, done = restore(found, context, method), found.rounds_done
         self.progress.message(f"{config.data.clients} clients train the generator, {config.rounds} rounds")
-        for report in rounds(context, method, weights, done):
-            weights, row = report.weights, report.row
-            self.progress.steps("generator round", row["round"], config.rounds, f"loss {row['train_loss']:.2f}")
-            if row["round"] % _EVERY == 0 and row["round"] < config.rounds:
-                checkpoint.save(kept, checkpoint_of(row["round"], weights, context, method, wall))
+        state: checkpoint.Checkpoint | None = None
+        try:
+            for report in rounds(context, method, weights, done):
+                weights, row = report.weights, report.row
+                self.progress.steps("generator round", row["round"], config.rounds, f"loss {row['train_loss']:.2f}")
+                if row["round"] < config.rounds:  # taken now: an interrupt comes when the method has moved on
+                    state = checkpoint_of(row["round"], weights, context, method, wall)
+                    if row["round"] % _EVERY == 0:
+                        checkpoint.save(kept, state)
+        except BaseException:
+            if state is not None:
+                checkpoint.save(kept, state)
+            raise
         write_json(draft / COST_FILE, {"ledger": context.ledger.state(), "last_round": row})
         shutil.rmtree(kept, ignore_errors=True)
         module = build_module(config.model, ImageShape.of(plain), config.training)

@@ -1,7 +1,8 @@
 """``fl-ray quality``: what a recipe's generators make, measured; a row for each generator, and for real images.
 
 The rows of real images say what the measures give where nothing is synthetic: ``public`` are those that a generator
-learns from (and the feature extractor), ``clients`` are images that neither has seen.
+learns from (and the feature extractor), ``clients`` are images that neither has seen (but a generator that clients
+train has).
 """
 
 from __future__ import annotations
@@ -138,18 +139,18 @@ def _distinct(
     first_label, first = next(iter(configs.items()))
     for label, config in configs.items():
         own = data if config.data == first.data else prepare(config.data, config.seed)
-        synthesis = recipe_synthesis(config, own, runtime, progress)
-        key = repr(synthesis.keys())
-        if key in found:
-            found[key][0].append(label)
-            continue
-        found[key] = [label], synthesis, config
         for section in _SAME:
             if getattr(config, section) != getattr(first, section):
                 raise SettingError(
                     f"compare: {first_label!r} and {label!r} differ in {section!r} as well as in their images, so "
                     "these can't be measured alike; leave one of them out of the list"
                 )
+        synthesis = recipe_synthesis(config, own, runtime, progress)
+        key = repr(synthesis.keys())
+        if key in found:
+            found[key][0].append(label)
+        else:
+            found[key] = [label], synthesis, config
     return list(found.values())
 
 

@@ -72,6 +72,8 @@ class _Steps(pl.Callback):
         ):
             draft = self.checkpoint.with_suffix(".draft")
             trainer.save_checkpoint(draft)
+            with draft.open("rb") as stream:
+                os.fsync(stream.fileno())
             draft.replace(self.checkpoint)
             self._saved = time.monotonic()
         if self.done % 20 == 0 or self.done == self.steps:

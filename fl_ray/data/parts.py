@@ -85,7 +85,7 @@ class FederatedData:
         return self.labels[self.public]
 
     def public_digest(self) -> str:
-        """A hash of the public images and labels: the data part of a pre-trained generator's key."""
+        """A hash of the public images and labels."""
         return digest(self.public_images, self.public_labels)
 
 

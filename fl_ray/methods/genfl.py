@@ -100,6 +100,7 @@ class GenFL(FedAvg):
     def setup(self, run: RunContext) -> None:
         if not self.uses_generator:
             return
+        self._check_enough(run)
         self._labels = SharedLabels(run.data, self.label_sharing, self.epsilon, run.config.seed)
         if len(self._made) == 0:  # not resumed: each client shares its label statistics once
             self._made = np.zeros(run.data.num_classes, dtype=np.int64)
@@ -114,6 +115,17 @@ class GenFL(FedAvg):
                     "images to test on; raise it, or take another policy"
                 )
             self._held_out = run.runtime.put(run.data.public_images, run.data.public_labels)
+
+    def _check_enough(self, run: RunContext) -> None:
+        """A generator that has a limited number of images must have what the classes may be given."""
+        available = run.synthesis.available()
+        classes = run.data.num_classes
+        most = -(-self.max_images // classes) if self.class_choice == "uniform" else self.max_images
+        if available is not None and available.min() < most:
+            raise SettingError(
+                f"method.max_images is {self.max_images}, so a class may be given {most} images, but the generator "
+                f"{run.config.generator.name} has {available.min()} of one; lower it, or take class_choice uniform"
+            )
 
     def before_training(self, run: RunContext, round_number: int, weights: np.ndarray, cohort: np.ndarray) -> None:
         if not self.uses_generator:

@@ -15,6 +15,7 @@ import numpy as np
 
 from fl_ray.config import TrainingConfig
 from fl_ray.context import RunContext
+from fl_ray.data.label_sharing import SharedLabels
 from fl_ray.devices.cost import server_time_s
 from fl_ray.methods.fedavg import FedAvg
 from fl_ray.runtime.base import sum_evaluations
@@ -32,7 +33,8 @@ class GenFLPretrain(FedAvg):
         pretrain_lr, pretrain_batch_size: of Adam.
         local_training: whether clients train at all; without it one round is enough.
         weighting: shares of the average: ``size`` by samples, or ``class_balanced`` by samples in which every class of
-            the cohort counts alike (our reconstruction of what the poster asks for).
+            the cohort counts alike, by label counts that each client shares once (our reconstruction of what the poster
+            asks for).
         protocol: of the accuracy in history and summary: ``clean`` on the test part; ``delft`` as TU Delft's code, on
             the clients' own training images, weighted by size; summary.json then has ``clean_accuracy``, too.
         cas_epochs: 0, or epochs of a fresh model on the synthetic images for summary.json's ``cas`` [%] (20 at Delft).
@@ -63,11 +65,16 @@ class GenFLPretrain(FedAvg):
         self.images, self.pretrain_epochs, self.cas_epochs = images, pretrain_epochs, cas_epochs
         self.pretrain_lr, self.pretrain_batch_size = pretrain_lr, pretrain_batch_size
         self.weighting, self.protocol = weighting, protocol
+        self.asynchronous = weighting == "size"  # FedBuff's updates have shares of their own
         self.trains_clients = self.exchanges_weights = local_training
         self.uses_generator = self.starts_with_work = pretrain_epochs > 0 or cas_epochs > 0
 
     def start(self, run: RunContext, weights: np.ndarray) -> np.ndarray:
         """Stage 2; the drawn weights where there is no pre-training."""
+        if self.weighting == "class_balanced":
+            labels = SharedLabels(run.data, "counts", 0.0, run.config.seed)
+            run.ledger.bytes_up += labels.bytes_per_client * run.config.data.clients
+            run.notes["label_sharing"] = labels.note()
         if not self.uses_generator:
             return weights
         classes = run.data.num_classes

@@ -95,7 +95,10 @@ class _OnServer:
                 return _get(reference)
             except _LOST:
                 reference = self.begin()
-        return _get(reference)
+        raise LostActorsError(
+            f"the server's actor died {_MOST_LOSSES} times on the same work; it may be out of memory, or the model "
+            "ends its process"
+        )
 
 
 class RayRuntime(Runtime):
@@ -398,6 +401,19 @@ class RayRuntime(Runtime):
         return _OnServer(again, begin())
 
     def _server_actor(self) -> Any:
+        """The server's actor, loaded; one that is lost meanwhile is started again, a bounded number of times."""
+        for _ in range(_MOST_LOSSES):
+            try:
+                return self._loaded_server()
+            except _LOST:
+                ray.kill(self._server)
+                self._server, self._server_ready = None, False
+        raise LostActorsError(
+            f"the server's actor died {_MOST_LOSSES} times while it was started; it may be out of memory (lower "
+            "runtime.num_actors)"
+        )
+
+    def _loaded_server(self) -> Any:
         if self._server is None:
             gpus = {"num_gpus": self.config.gpus_per_actor} if self.config.gpus_per_actor > 0 else {}
             # The server only works while clients do or while they wait: it reserves no CPU of the emulated devices.

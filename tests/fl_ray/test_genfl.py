@@ -120,3 +120,11 @@ def test_a_generator_may_learn_from_a_reserve_alone(run_small: Run, monkeypatch:
     settings = {"method__name": "genfl", "generator": {"name": "tests.fl_ray.own:FlatGenerator"}}
     experiment, summary = run_small(**settings, data__public_fraction=0.0, data__reserve_fraction=0.2)
     assert summary["synthesis"]["real_images"] == len(experiment.data.reserve) > 0
+
+
+def test_a_generator_with_too_few_images_is_refused_before_the_first_round(run_small: Run) -> None:
+    settings = {"method__name": "genfl", "generator": {"name": "real"}, "data__reserve_fraction": 0.3}
+    with pytest.raises(ValueError, match=r"method.max_images is 2000, so a class may be given 2000 images, .* of one"):
+        run_small(**settings)
+    _, summary = run_small(**settings, method__max_images=10, method__images_per_round=5)
+    assert sum(summary["synthetic_images"]) == 10
