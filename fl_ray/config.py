@@ -267,7 +267,7 @@ class PoolConfig:
     actors: int = 2
     cpus: float = 0.0
     gpus: float = 0.0
-    timeout_s: float = 25.0
+    timeout_s: float = 90.0
     """For Ray to start them."""
 
     def __post_init__(self) -> None:

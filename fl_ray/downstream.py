@@ -95,8 +95,9 @@ def with_measures(gains: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str
 
 def _same_setting(config: RunConfig, plain: RunConfig, label: str, baseline: str, where: str) -> None:
     """Refuse a gain between runs that differ in more than their method."""
+    own, other = result_settings(config), result_settings(plain)
     for setting in _SETTING:
-        if getattr(config, setting) != getattr(plain, setting):
+        if own[setting] != other[setting]:
             raise OutputError(
                 f"--runs {where}: {label!r} and {baseline!r}, which its gain is counted from, differ in {setting!r}; "
                 "leave one of them out of the compare list"
