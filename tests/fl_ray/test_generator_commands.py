@@ -90,7 +90,14 @@ def test_pretrain_goes_on_after_a_kill(recipe: Path, tmp_path: Path, call: Call)
 def test_ctrl_c_in_pretraining_is_an_interrupt(recipe: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fl_ray", "pretrain", "small.yaml", "--generator.train_steps", "100000"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+    )
     deadline = time.monotonic() + 240
     while "pre-training the generator" not in (line := process.stderr.readline()) and time.monotonic() < deadline:
         assert process.poll() is None, line
@@ -208,7 +215,7 @@ def test_a_million_images_of_a_class_begin_at_once(small: Callable[..., RunConfi
     tracemalloc.stop()
     stream.close()
     assert peak < 3_000_000
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 120  # to see that none of 20,000 blocks is there; making them takes far longer
 
 
 def test_class_names_that_no_folder_may_have(small: Callable[..., RunConfig], tmp_path: Path) -> None:
