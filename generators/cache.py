@@ -92,11 +92,11 @@ class BlockCache:
     def get(self, block: Block) -> np.ndarray | None:
         """The block's images, uint8; None where they have not been made, or their file is not as it was written."""
         path = self._path(block)
+        if not path.exists():  # a quick answer: thousands of blocks may be asked for
+            return None
         try:
             with safe_open(path, "numpy") as file:
                 header, images = file.metadata() or {}, file.get_tensor("images")
-        except FileNotFoundError:
-            return None
         except SafetensorError:
             header, images = {}, np.empty(0, dtype=np.uint8)
         if images.dtype != np.uint8 or not self._fixed(block, images).items() <= header.items():
