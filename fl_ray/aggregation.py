@@ -16,7 +16,7 @@ _BITS = 42
 _LIMIT = 2.0**20
 _SHIFT = 1.5 * 2.0**52
 _SHIFT_BITS = int(np.float64(_SHIFT).view(np.int64))
-_CHUNK = 2**15  # entries that are worked on while they are in the processor's cache
+_CHUNK = 2**16  # entries that are worked on while they are in the processor's cache
 
 
 class ExactSum:
@@ -42,20 +42,14 @@ class ExactSum:
     @staticmethod
     def fits(updates: torch.Tensor) -> torch.Tensor:
         """Which updates [updates, size] have entries that are all finite and below 2^20 in size; bool [updates]."""
-        import torch
-
-        if updates.shape[1] == 0:
-            return torch.ones(len(updates), dtype=torch.bool)
-        ends = [torch.stack(torch.aminmax(update)) for update in updates]  # NaN passes through both
-        return (torch.stack(ends).abs() < _LIMIT).all(dim=1)
+        return _largest(updates) < _LIMIT
 
     def add(self, updates: torch.Tensor, shares: Sequence[float]) -> None:
         """Add the sum of ``share * update``; float32 [updates, size] that ``fits``, each share in [0, 1]."""
         import torch
 
-        for update, share in zip(updates, shares, strict=True):
+        for update, share, largest in zip(updates, shares, _largest(updates).tolist(), strict=True):
             factor = share * 2.0**_BITS
-            largest = float(torch.stack(torch.aminmax(update)).abs().max()) if len(update) else 0.0
             if largest * factor < 2.0**51:
                 self._add_small(update.numpy(), factor)
             else:
@@ -71,7 +65,8 @@ class ExactSum:
         for start in range(0, len(update), _CHUNK):
             values = update[start : start + _CHUNK]
             shifted = exact[: len(values)]
-            np.multiply(values, factor, out=shifted, dtype=np.float64)
+            shifted[:] = values
+            shifted *= factor
             shifted += _SHIFT
             self._total[start : start + _CHUNK] += shifted.view(np.int64)
         self._shifts += 1
@@ -83,6 +78,16 @@ class ExactSum:
     def value(self) -> np.ndarray:
         """The sum, float64 [size]."""
         return self.total * 2.0**-_BITS
+
+
+def _largest(updates: torch.Tensor) -> torch.Tensor:
+    """The largest size of an entry in each update [updates, size]; NaN where one is NaN."""
+    import torch
+
+    if updates.shape[1] == 0:
+        return torch.zeros(len(updates))
+    ends = [torch.stack(torch.aminmax(update)) for update in updates]  # NaN passes through both
+    return torch.stack(ends).abs().amax(dim=1)
 
 
 def _wrapped(value: int) -> int:

@@ -16,7 +16,7 @@ from fl_ray.model import ImageShape, WeightLayout, build_module
 from fl_ray.run_folder import RunFolder
 from fl_ray.tracking import Tracker
 
-__all__ = ["end_tracking", "is_one_model", "log_model", "write_models", "write_samples"]
+__all__ = ["end_tracking", "is_one_model", "log_model", "sample_grid", "write_models", "write_samples"]
 
 _SAMPLE_COLUMNS = 8
 _STATUS = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}  # ours: MLflow's
@@ -43,16 +43,22 @@ def is_one_model(method: Method, weights: np.ndarray) -> bool:
 
 def write_samples(run: RunContext) -> None:
     """samples.png: real images beside generated ones."""
+    available, shown = run.synthesis.available(), np.full(run.data.num_classes, _SAMPLE_COLUMNS)
+    made = run.synthesis.images(shown if available is None else np.minimum(available, shown), run.config.seed)
+    (run.folder / "samples.png").write_bytes(sample_grid(run.data, *made))
+
+
+def sample_grid(data: FederatedData, images: np.ndarray, labels: np.ndarray) -> bytes:
+    """A PNG of public images beside the first generated ones of each class; white where there are none."""
     from fl_ray.report.figures import samples_png
 
-    data, columns = run.data, _SAMPLE_COLUMNS
-    made, _ = run.synthesis.images(np.full(data.num_classes, columns), run.config.seed)
-    synthetic = made.reshape(data.num_classes, columns, *made.shape[1:])
-    real = np.full_like(synthetic, 255)
-    for label in range(data.num_classes):
-        own = data.public_images[data.public_labels == label][:columns]
-        real[label, : len(own)] = own
-    (run.folder / "samples.png").write_bytes(samples_png(real, synthetic, data.source.classes))
+    shape = data.num_classes, _SAMPLE_COLUMNS, *images.shape[1:]
+    sides = np.full((2, *shape), 255, dtype=np.uint8)
+    for side, (found, of) in zip(sides, ((data.public_images, data.public_labels), (images, labels)), strict=True):
+        for label in range(data.num_classes):
+            own = found[of == label][:_SAMPLE_COLUMNS]
+            side[label, : len(own)] = own
+    return samples_png(*sides, data.source.classes)
 
 
 def end_tracking(
@@ -70,10 +76,15 @@ def end_tracking(
 
 
 def log_model(config: RunConfig, data: FederatedData, weights: np.ndarray) -> None:
-    """The model as MLflow keeps it: exported by torch, so that loading it unpickles nothing of ours."""
+    """The model as MLflow keeps it: exported by torch, so that loading it unpickles nothing of ours.
+
+    What is no classifier is left out: it has more than one input.
+    """
     from fl_ray import tracking
 
     shape = ImageShape.of(data.source)
     module = build_module(config.model, shape, config.training)
+    if hasattr(module, "evaluation"):
+        return
     WeightLayout(module).write(torch.from_numpy(np.array(weights)))
     tracking.log_model(module, shape.normalise(data.test_images[:2], torch.device("cpu")).numpy())

@@ -1,4 +1,4 @@
-"""The command line: ``fl-ray run | compare | replay | pretrain | generate | partition | report | list``.
+"""The command line: ``fl-ray run | compare | quality | replay | pretrain | generate | partition | report | list``.
 
 Heavy packages are imported by the commands (``fl_ray.commands``), so that ``--help`` answers at once.
 """
@@ -20,6 +20,7 @@ INTERRUPTED = 130
 _COMMANDS = {  # in fl_ray.commands
     "run": "experiments:run",
     "compare": "experiments:compare",
+    "quality": "synthesis:quality",
     "replay": "experiments:replay",
     "pretrain": "synthesis:pretrain",
     "generate": "synthesis:generate",
@@ -31,9 +32,10 @@ _SETTINGS = (
     "Every setting of the recipe can be overridden by its dotted name, as --rounds 20 or "
     "--data.partition.alpha 0.1; --print_config shows all of them and stops. --debug shows an error's traceback."
 )
-_OPTIONS = ("--output", "--resume", "--seeds", "--help", "--version")
+_OPTIONS = ("--output", "--resume", "--seeds", "--jobs", "--help", "--version")
 _OWN = {  # options of one command alone: --round elsewhere means --rounds
     "replay": ("--round", "--client"),
+    "quality": ("--per_class", "--runs", "--inception", "--clip"),
     "generate": ("--per_class", "--sampling_seed"),
 }
 _FLAGS = ("--debug", "--print_config")  # taken anywhere; jsonargparse keeps the name of the second for itself
@@ -61,6 +63,14 @@ def _parser() -> Any:
     compare.add_argument("recipes", nargs="+", type=str, help="YAML files")
     compare.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
     compare.add_argument("--output", type=str, default=None, metavar="DIR", help="goes on with what is there")
+    compare.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time, each in its own process")
+    quality = command("quality", "measure the images of a recipe's generators, beside real ones", _SETTINGS)
+    quality.add_argument("recipe", type=str, help="YAML file; its compare list may hold several generators")
+    quality.add_argument("--output", type=str, default=None, metavar="DIR", help="default: runs/NAME-quality-DATE")
+    quality.add_argument("--per_class", type=int, default=100, metavar="N", help="images of each class; default: 100")
+    quality.add_argument("--runs", type=str, default=None, metavar="DIR", help="of fl-ray compare: did it matter?")
+    quality.add_argument("--inception", type=str, default=None, metavar="FILE", help="weights of torchvision's v3")
+    quality.add_argument("--clip", type=str, default=None, metavar="DIR", help="a CLIP model, for the CLIP score")
     replay = command("replay", "train one client of a run's round again, and show what happened")
     replay.add_argument("folder", type=str, metavar="DIR", help="a run; nothing is written into it")
     replay.add_argument("--round", type=int, required=True, metavar="R", help="counted from 1, as in history.csv")

@@ -15,6 +15,7 @@ import yaml
 from fl_ray.config import RunConfig
 from fl_ray.errors import OutputError, SettingError
 from fl_ray.experiment import Experiment, check
+from fl_ray.parallel_runs import PlannedRun, run_at_once
 from fl_ray.progress import Progress
 from fl_ray.recipes import apply_overrides, compare_entries, make_config, to_dict
 from fl_ray.run_folder import RunFolder, new_folder
@@ -22,7 +23,15 @@ from fl_ray.runtime.base import Runtime
 from fl_ray.runtime.start import open_runtime
 from fl_ray.summary import aggregate, outcome
 
-__all__ = ["Comparison", "plan_comparison", "rows_of_runs", "run_comparison", "write_comparison_csv"]
+__all__ = [
+    "Comparison",
+    "plan_comparison",
+    "result_settings",
+    "rows_of_runs",
+    "run_comparison",
+    "same_settings",
+    "write_comparison_csv",
+]
 
 
 @dataclass(frozen=True)
@@ -105,8 +114,11 @@ def run_folder_of(output: Path, label: str, seed: int) -> Path:
     return output / "runs" / _folder_name(label) / f"seed{seed}"
 
 
-def run_comparison(comparison: Comparison, output: Path, progress: Progress) -> None:
-    """Run what is not finished yet in ``output``, one run after another on the same actors.
+def run_comparison(comparison: Comparison, output: Path, progress: Progress, jobs: int = 1) -> None:
+    """Run what is not finished yet in ``output``.
+
+    Args:
+        jobs: 1: one run after another on the same actors; more: so many at a time, in processes of their own.
 
     Raises:
         OutputError: ``output`` holds something else, or runs of other settings.
@@ -118,32 +130,51 @@ def run_comparison(comparison: Comparison, output: Path, progress: Progress) -> 
         progress.message(f"{len(runs) - len(open_runs)} of {len(runs)} runs were finished before in {output}")
     for _, config in comparison.runs():
         check(config)  # also makes the tracking store, once, before any run logs into it
+    planned = []
+    for number, (label, config) in enumerate(open_runs, len(runs) - len(open_runs) + 1):
+        name = f"{number}/{len(runs)} {label}, seed {config.seed}"
+        planned.append((name, label, config, run_folder_of(output, label, config.seed)))
+    if jobs > 1:
+        for _, label, config, folder in planned:
+            if not _goes_on(folder, config):
+                RunFolder(folder).begin(config, label, _tags(comparison, label))
+        run_at_once([PlannedRun(name, config, folder) for name, _, config, folder in planned], jobs, progress)
+        return
     runtimes: dict[str, Runtime] = {}
     try:
-        for number, (label, config) in enumerate(open_runs, len(runs) - len(open_runs) + 1):
-            progress.label = f"{number}/{len(runs)} {label}, seed {config.seed}"
+        for name, label, config, folder in planned:
+            progress.label = name
             key = repr((config.runtime, config.ray))
             if key not in runtimes:
                 for other in runtimes.values():
                     other.close()
                 runtimes = {key: open_runtime(config, progress)}
-            folder = run_folder_of(output, label, config.seed)
-            tags = {"comparison": comparison.name, "label": label}
-            resume = (folder / "config.yaml").exists() and _is_of(RunFolder(folder).config(), config)
-            if not resume:  # nothing there, or left by a run that was cut before it had settings
-                shutil.rmtree(folder, ignore_errors=True)
-                new_folder(folder)
-            Experiment(config, folder, runtimes[key], progress, label, tags, resume).run()
+            resume = _goes_on(folder, config)
+            Experiment(config, folder, runtimes[key], progress, label, _tags(comparison, label), resume).run()
     finally:
         progress.label = ""
         for runtime in runtimes.values():
             runtime.close()
 
 
+def _tags(comparison: Comparison, label: str) -> dict[str, str]:
+    return {"comparison": comparison.name, "label": label}
+
+
+def _goes_on(folder: Path, config: RunConfig) -> bool:
+    """Whether the folder holds the run's beginning; otherwise it is made, empty."""
+    if (folder / "config.yaml").exists() and same_settings(RunFolder(folder).config(), config):
+        return True
+    shutil.rmtree(folder, ignore_errors=True)  # left by a run that was cut before it had settings
+    new_folder(folder)
+    return False
+
+
 _RUNTIME_OF_RESULTS = ("threads", "gpus_per_actor", "training_path", "min_clients")
 
 
-def _of_results(config: RunConfig) -> dict[str, Any]:
+def result_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that decide a run's results, but for its seed."""
     content = to_dict(config)
     for key in ("ray", "tracking", "checkpoint", "compare", "seed"):
         content.pop(key)
@@ -158,7 +189,7 @@ def _of_results(config: RunConfig) -> dict[str, Any]:
 
 def _settings(comparison: Comparison) -> dict[str, Any]:
     """What makes results: everything but how and where runs are carried out."""
-    plain = {label: _of_results(config) for label, config in comparison.configs.items()}
+    plain = {label: result_settings(config) for label, config in comparison.configs.items()}
     return yaml.safe_load(yaml.safe_dump({"name": comparison.name, "runs": plain}, sort_keys=False))
 
 
@@ -176,11 +207,11 @@ def _claim(comparison: Comparison, output: Path) -> None:
     marker.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
 
 
-def _is_of(stored: RunConfig, config: RunConfig) -> bool:
+def same_settings(stored: RunConfig, config: RunConfig) -> bool:
     """Whether a folder's resolved settings are those of a run; ``auto`` was resolved when it began."""
     if config.runtime.training_path == "auto":
         stored = replace(stored, runtime=replace(stored.runtime, training_path="auto"))
-    return stored.seed == config.seed and _of_results(stored) == _of_results(config)
+    return stored.seed == config.seed and result_settings(stored) == result_settings(config)
 
 
 def _is_done(output: Path, label: str, config: RunConfig) -> bool:

@@ -65,6 +65,8 @@ class DataConfig:
     """Share of each client's images kept for testing on that client."""
     max_samples: int | None = None
     """Use at most so many of the training images (drawn by ``split_seed``), for small machines."""
+    classes: list[int] | int | None = None
+    """Use these classes alone (by label, renumbered in this order), or the first so many; default: all."""
     settings: dict[str, Any] = field(default_factory=dict)
     partition: Component = field(default_factory=lambda: Component("iid"))
 
@@ -76,6 +78,10 @@ class DataConfig:
         taken = self.public_fraction + self.reserve_fraction
         _require(taken < 1, "data.public_fraction + data.reserve_fraction", f"{taken:g}", "below 1")
         _require(self.max_samples is None or self.max_samples > 0, "data.max_samples", self.max_samples, "positive")
+        if self.classes is not None:
+            kept = range(self.classes) if isinstance(self.classes, int) else self.classes
+            good = len(kept) >= 2 and min(kept) >= 0 and len(set(kept)) == len(kept)
+            _require(good, "data.classes", self.classes, "at least 2, or a list of at least two different labels")
 
 
 @dataclass

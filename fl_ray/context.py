@@ -37,6 +37,7 @@ class RunContext:
         synthesis: images of the recipe's generator; None where the recipe has none.
         faults: updates left out, by ``LeftOut.kind``; as ``retried``, clients that raised once and then trained.
         notes: what a method wants in summary.json.
+        metrics: what it wants tracked of the round, beside the history's columns.
         clock_s: the virtual time of a choice of clients, where it is not that of the ledger.
     """
 
@@ -56,6 +57,7 @@ class RunContext:
     phases: Phases = field(default_factory=Phases)
     faults: Counter[str] = field(default_factory=Counter)
     notes: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
     clock_s: float | None = None
 
     def available(self) -> np.ndarray | None:

@@ -140,8 +140,7 @@ class Experiment:
         if self.resume:
             check_partition(self.folder, self.data, f"--resume {self.folder.path}")
         else:
-            self.folder.write_config(self.config)
-            write_json(self.folder / "run.json", {"label": self.label, "tags": self.tags})
+            self.folder.begin(self.config, self.label, self.tags)
         self._write_partition(self.data)
         self._begin_tracking(self.data)
         parts = self.config, self.method, self.data
@@ -187,6 +186,8 @@ class Experiment:
             self._weights = self.method.start(context, self._weights)
         timeline = [entry for entry in self.folder.timeline() if entry["round"] <= done]
         every, state = self.config.checkpoint.every, found or self._checkpoint(0, context)
+        if every and found is None and self.method.starts_with_work:
+            checkpoint.save(self.folder / "checkpoints", state)
         try:
             for report in [] if self._best.stalled else rounds(context, self.method, self._weights, done):
                 self._weights = report.weights
@@ -241,7 +242,7 @@ class Experiment:
             row |= {name: found[key] for name, key in CLIENT_RESULTS.items()}
         self.folder.add_history(row)
         if self.tracker is not None:
-            self.tracker.round(row)
+            self.tracker.round(row | context.metrics)
         self._tell_left_out(report)
         if report.plan is not None and number <= TIMELINE_ROUNDS:
             shown, plan = slice(0, TIMELINE_CLIENTS), report.plan

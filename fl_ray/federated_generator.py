@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from fl_ray.data.parts import FederatedData, digest
 from fl_ray.devices.cost import Ledger
 from fl_ray.methods.base import Method
 from fl_ray.model import ImageShape, WeightLayout, build_module
-from fl_ray.preparation import make_context, resolve_path, restore
+from fl_ray.preparation import make_context, restore
 from fl_ray.progress import Progress
 from fl_ray.recipes import build, to_dict
 from fl_ray.run_folder import RunFolder, write_json
@@ -82,6 +83,8 @@ class ClientsTrainGenerator:
             training=training,
             rounds=spec.rounds,
             updates=[],
+            # The kept weights must not depend on how fast a path is on this machine: the digest does not know it.
+            runtime=replace(self.config.runtime, training_path="plain"),
             early_stopping=StoppingConfig(),
             evaluate_every=spec.rounds,
             evaluate_clients_every=0,
@@ -106,18 +109,14 @@ class ClientsTrainGenerator:
         found = checkpoint.latest(kept)
         if found is not None:
             weights, done = restore(found, context, method), found.rounds_done
-        else:
-            resolve_path(context, method, weights)
         self.progress.message(f"{config.data.clients} clients train the generator, {config.rounds} rounds")
         for report in rounds(context, method, weights, done):
             weights, row = report.weights, report.row
             self.progress.steps("generator round", row["round"], config.rounds, f"loss {row['train_loss']:.2f}")
-            if row["round"] % _EVERY == 0:
+            if row["round"] % _EVERY == 0 and row["round"] < config.rounds:
                 checkpoint.save(kept, checkpoint_of(row["round"], weights, context, method, wall))
         write_json(draft / COST_FILE, {"ledger": context.ledger.state(), "last_round": row})
-        for file in kept.glob("*"):
-            file.unlink()
-        kept.rmdir()
+        shutil.rmtree(kept, ignore_errors=True)
         module = build_module(config.model, ImageShape.of(plain), config.training)
         WeightLayout(module).write(torch.from_numpy(np.array(weights)))
         return module

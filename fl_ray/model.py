@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytorch_lightning as pl
@@ -34,6 +34,10 @@ class ImageShape:
         _, channels, size, _ = data.images.shape
         return cls(channels, size, len(data.classes), tuple(data.mean), tuple(data.std))
 
+    def unit(self) -> ImageShape:
+        """The same, whose ``normalise`` gives images in [0, 1]."""
+        return replace(self, mean=(0.0,) * self.channels, std=(1.0,) * self.channels)
+
     def normalise(self, images: np.ndarray, device: torch.device) -> torch.Tensor:
         """uint8 [N, C, H, W] to float32 on ``device``, scaled to [0, 1], then to the set's mean and deviation."""
         x = torch.from_numpy(np.ascontiguousarray(images)).to(device).float().div_(255)
@@ -52,7 +56,8 @@ def build_module(model: Component, shape: ImageShape, training: TrainingConfig) 
 
     A plain network is wrapped in ``Classifier`` with the recipe's optimiser. A LightningModule of the user's own is
     taken as it is, with its own ``configure_optimizers``; its constructor is handed what it asks for of
-    ``in_channels``, ``image_size``, ``num_classes`` and ``optimizer``.
+    ``in_channels``, ``image_size``, ``num_classes`` and ``optimizer``. With an attribute ``wants_unit_images`` that is
+    true its images are in [0, 1], not normalised; with a method ``evaluation(x, y)`` it is no classifier.
     """
     optimizer = optimizer_settings(training)
     made = build(

@@ -88,7 +88,7 @@ def resolve_path(context: RunContext, method: Method, weights: np.ndarray) -> st
     trying = np.flatnonzero(context.data.partition.sizes > 0)[:_PATH_CLIENTS].tolist()
     if not method.trains_clients or wanted == "plain":
         return None
-    key = repr((wanted, config.model, config.training, config.data.name, config.data.settings))
+    key = repr((wanted, config.model, config.training, config.data.name, config.data.settings, config.data.classes))
     known = context.runtime.paths
     with context.phases.phase("start"):
         if key not in known:  # all runs of a comparison go the same way

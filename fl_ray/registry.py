@@ -38,6 +38,9 @@ REGISTRY: dict[str, dict[str, Entry]] = {
         "genfl": Entry(
             "fl_ray.methods.genfl:GenFL", "fedavg joined by a server-side model trained on synthetic images"
         ),
+        "genfl_pretrain": Entry(
+            "fl_ray.methods.genfl_pretrain:GenFLPretrain", "fedavg from a model pre-trained on synthetic images"
+        ),
         "local_only": Entry("fl_ray.methods.reference:LocalOnly", "every client by itself; mean over clients' models"),
         "centralised": Entry(
             "fl_ray.methods.reference:Centralised", "one model on the pooled client data: the ceiling"
@@ -72,6 +75,7 @@ REGISTRY: dict[str, dict[str, Entry]] = {
         "vgg9": Entry(f"{_NETS}:VGG9", "VGG-9, 3,491,530 parameters at 3x32x32 and 10 classes"),
         "resnet18": Entry(f"{_NETS}:ResNet18", "ResNet-18 with a stem for 32x32"),
         "exquisite_v1": Entry("lightning_modules.exquisite:ExquisiteNetV1", "ExquisiteNetV1 of TU Delft's GenFL"),
+        "cvae": Entry("lightning_modules.cvae:CVAE", "no classifier: the conditional VAE of TU Delft's GenFL"),
     },
     "sampling": {
         "uniform": Entry("fl_ray.sampling.uniform:Uniform", "every client is equally likely to be chosen for a round"),
@@ -94,6 +98,11 @@ REGISTRY: dict[str, dict[str, Entry]] = {
         "diffusion": Entry(
             "generators.diffusion:DiffusionGenerator", "class-conditional pixel diffusion (UNet2D, DDPM)"
         ),
+        "cvae": Entry("generators.cvae:CVAEGenerator", "conditional VAE of TU Delft's GenFL, central or federated"),
+        "cgan": Entry("generators.cgan:CGANGenerator", "conditional DCGAN, projection discriminator, 8 to 64 pixels"),
+        "folder": Entry("generators.folder:FolderGenerator", "images made earlier: root/<class>/*"),
+        "real": Entry("generators.real:RealGenerator", "held-out real images (data.reserve_fraction): the control"),
+        "noise": Entry("generators.noise:NoiseGenerator", "uniform noise, whatever the class: the other control"),
         "text_to_image": Entry(
             "generators.text_to_image:TextToImage", "prompts to a diffusers pipeline, as Stable Diffusion v1-5"
         ),

@@ -129,6 +129,8 @@ def _start_of(context: RunContext, method: Method, weights: np.ndarray, number: 
     if found is not None:
         done, weights = found.rounds_done, restore(found, context, method)
     method.setup(context)
+    if found is None:
+        weights = method.start(context, weights)
     told = {row["round"]: row for row in context.folder.history()}
     again = number - 1 - done
     if again:

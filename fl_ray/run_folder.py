@@ -11,6 +11,7 @@ import os
 import platform
 import shlex
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,11 @@ class RunFolder:
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
+
+    def begin(self, config: RunConfig, label: str, tags: Mapping[str, str]) -> None:
+        """What a run's folder holds before anything is done; ``fl-ray run --resume`` takes it from there."""
+        self.write_config(config)
+        write_json(self / "run.json", {"label": label, "tags": dict(tags)})
 
     def write_config(self, config: RunConfig) -> None:
         """config.yaml: the resolved recipe, and what ran it. It is a recipe itself: ``fl-ray run`` takes it."""

@@ -13,12 +13,12 @@ class BestModel:
     """Keeps the weights of the highest test accuracy; ``stalled`` says that early stopping is due.
 
     Attributes:
-        round: after which round it was reached; 0: nothing was evaluated yet.
+        round: after which round it was reached; 0: nothing was right yet, as with what is no classifier.
     """
 
     def __init__(self, config: StoppingConfig) -> None:
         self._config = config
-        self.round, self.accuracy = 0, float("-inf")
+        self.round, self.accuracy = 0, 0.0
         self.weights: np.ndarray | None = None
         self._marked, self._since = float("-inf"), 0  # the accuracy to beat, and evaluations since it was
 

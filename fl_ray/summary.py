@@ -7,8 +7,22 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["CLIENT_RESULTS", "aggregate", "outcome", "spread_text", "target_key", "worst_decile"]
+__all__ = [
+    "CLIENT_RESULTS",
+    "METHOD_RESULTS",
+    "aggregate",
+    "mean_std",
+    "outcome",
+    "spread_text",
+    "target_key",
+    "worst_decile",
+]
 
+METHOD_RESULTS = {  # what methods put into the summary beside accuracy: title and scale in tables
+    "clean_accuracy": ("test accuracy, clean [%]", 100),
+    "pretrained_accuracy": ("after pre-training [%]", 100),
+    "cas": ("CAS [%]", 1),
+}
 CLIENT_RESULTS = {"client_accuracy": "mean", "client_accuracy_worst_decile": "worst_decile"}
 _REACHED = (("rounds", "round"), ("virtual_time_s", "virtual_time_s"), ("energy_j", "energy_j"))
 
@@ -44,7 +58,8 @@ def worst_decile(accuracies: Sequence[float]) -> float:
     return statistics.fmean(sorted(accuracies)[: max(1, len(accuracies) // 10)])
 
 
-def _mean_std(values: Sequence[float]) -> tuple[float | None, float | None]:
+def mean_std(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Mean and sample standard deviation; None where there are no values, or is but one."""
     if not values:
         return None, None
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
@@ -74,17 +89,21 @@ def aggregate(label: str, summaries: Sequence[Mapping[str, Any]], targets: Seque
     )
     for name in plain:
         values = [summary[name] for summary in summaries if summary[name] is not None]
-        row[f"{name}_mean"], row[f"{name}_std"] = _mean_std(values)
+        row[f"{name}_mean"], row[f"{name}_std"] = mean_std(values)
     for name, key in CLIENT_RESULTS.items():
         tested = [summary["client_accuracy"][key] for summary in summaries if summary.get("client_accuracy")]
         if tested:
-            row[f"{name}_mean"], row[f"{name}_std"] = _mean_std(tested)
+            row[f"{name}_mean"], row[f"{name}_std"] = mean_std(tested)
+    for name in METHOD_RESULTS:
+        measured = [summary[name] for summary in summaries if summary.get(name) is not None]
+        if measured:
+            row[f"{name}_mean"], row[f"{name}_std"] = mean_std(measured)
     for target in targets:
         key = target_key(target)
         hits = [summary["targets"][key] for summary in summaries if summary["targets"].get(key) is not None]
         row[f"reached_{key}"] = len(hits)
         for name, _ in _REACHED:
-            row[f"{name}_to_{key}_mean"], row[f"{name}_to_{key}_std"] = _mean_std([hit[name] for hit in hits])
+            row[f"{name}_to_{key}_mean"], row[f"{name}_to_{key}_std"] = mean_std([hit[name] for hit in hits])
     return row
 
 

@@ -7,6 +7,7 @@ versions that made it (``generators.cache``), so that a difference can be traced
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -28,8 +29,9 @@ from fl_ray.run_folder import environment
 from generators.base import Block, Generator, TrainingImages, settings_digest
 from generators.cache import BlockCache, stored_folder
 
-__all__ = ["FederatedGenerator", "Synthesis", "cache_root"]
+__all__ = ["TRAINED_FILE", "FederatedGenerator", "Synthesis", "cache_root"]
 
+TRAINED_FILE = "trained.json"  # beside the weights: what their training took
 FORMAT = 2  # of the cache; raised when the code that makes weights or images changes what it makes
 
 
@@ -128,17 +130,8 @@ class Synthesis:
         start = time.perf_counter()
 
         def write(draft: Path) -> None:
-            if self._federated:
-                module = self._federated.train(draft)
-                self.generator.store(module, self._learned, draft)
-                return
-            if len(self._learned.labels):
-                self.progress.message(f"pre-training the generator on {len(self._learned.labels)} real images")
-            self.generator.fit(
-                self._learned,
-                draft,
-                lambda step, steps, loss: self.progress.steps("pre-training", step, steps, f"loss {loss:.3f}"),
-            )
+            self._train(draft)
+            (draft / TRAINED_FILE).write_text(json.dumps({"seconds": time.perf_counter() - start}), encoding="utf-8")
 
         with self._as_setting_error():
             trained = stored_folder(folder, write)
@@ -146,6 +139,23 @@ class Synthesis:
             self.train_seconds = time.perf_counter() - start
             self.progress.message(f"generator ready after {self.train_seconds:.0f} s, kept in {folder}")
         return folder
+
+    def _train(self, draft: Path) -> None:
+        if self._federated:
+            self.generator.store(self._federated.train(draft), self._learned, draft)
+            return
+        if len(self._learned.labels):
+            self.progress.message(f"pre-training the generator on {len(self._learned.labels)} real images")
+        self.generator.fit(
+            self._learned,
+            draft,
+            lambda step, steps, loss: self.progress.steps("pre-training", step, steps, f"loss {loss:.3f}"),
+        )
+
+    def training_seconds(self) -> float | None:
+        """What the training took when the generator was made, less legs that were cut; None where nobody noted it."""
+        noted = self.prepare() / TRAINED_FILE
+        return json.loads(noted.read_text(encoding="utf-8"))["seconds"] if noted.exists() else None
 
     def spent(self) -> Ledger:
         """What clients have spent on training the generator; nothing where the server did that."""
@@ -169,7 +179,11 @@ class Synthesis:
         """The same images block by block, as they are there: what a cache holds first, then what the pool makes.
 
         A class's last block is cut to the count. Memory does not grow with the counts.
+
+        Raises:
+            SettingError: the generator has not so many.
         """
+        self._check_counts(counts)
         size = self.generator.block_size
         shares = {label: int(count) for label, count in enumerate(counts)}
         missing = {label: np.zeros(-(-count // size), dtype=bool) for label, count in shares.items()}
@@ -186,6 +200,21 @@ class Synthesis:
         if total:
             for block, images in self._make(wanted, total):
                 yield block, images[: shares[block.label] - block.number * size]
+
+    def available(self) -> np.ndarray | None:
+        """How many images of each class there are, int64 [classes]; None: any number."""
+        with self._as_setting_error():
+            return self.generator.available(self._learned)
+
+    def _check_counts(self, counts: np.ndarray) -> None:
+        available = self.available()
+        if available is None:
+            return
+        for name, asked, there in zip(self.data.source.classes, counts, available, strict=True):
+            if asked > there:
+                raise self._refused(
+                    f"{asked} images of class {name} are asked for, but there are {there}; {self.generator.more_from}"
+                )
 
     def prompt(self, label: int, index: int) -> str | None:
         """The words that an image is made from; None where there are none."""
@@ -241,6 +270,16 @@ class Synthesis:
             ) from error
         return self._pool
 
+    def seconds_per_image(self, seed: int) -> float:
+        """Wall seconds of the whole pool for an image, measured now on blocks that are made past the cache."""
+        pool, count = self._start_pool(), self.config.pool.actors if self.on_ray else 1
+        blocks = [Block(seed, number % self.data.num_classes, 0) for number in range(count)]
+        for _ in pool.make(blocks):  # the first images of a process take longer
+            pass
+        start = time.perf_counter()
+        made = sum(len(images) for _, images in pool.make(blocks))
+        return (time.perf_counter() - start) / made
+
     def keys(self) -> list[str]:
         """What fixes the images that were made: the keys of the trained generator and of its samples in the cache."""
         return [self.key, f"images-{self.sampling_key}"]
@@ -249,7 +288,7 @@ class Synthesis:
         """What was done, for summary.json; seconds are of this run alone (0 where the cache had everything)."""
         return {
             "key": self.key,
-            "public_images": len(self._learned.labels),
+            "real_images": len(self._learned.labels),
             "train_seconds": self.train_seconds,
             "images_made": self._images,
             "sampling_seconds": self._seconds,

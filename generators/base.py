@@ -83,7 +83,11 @@ class Sampler(ABC):
 
     @abstractmethod
     def sample(self, block: Block) -> np.ndarray:
-        """The block's images, uint8 [block size, C, H, W]."""
+        """The block's images, uint8 [block size, C, H, W]; fewer where ``Generator.available`` ends within the block.
+
+        Raises:
+            ValueError: the class is unknown, or the block lies behind the last image that there is.
+        """
 
 
 class Generator(ABC):
@@ -93,10 +97,12 @@ class Generator(ABC):
         block_size: images made together.
         learns_from: which real images ``fit`` is given: the server's ``public`` ones, the ``reserve`` that nobody else
             sees (``data.reserve_fraction``), or none.
+        more_from: where there are only so many images (``available``), what to change to have more.
     """
 
     block_size: int
     learns_from: RealImages = "public"
+    more_from: str = ""
 
     @abstractmethod
     def training_settings(self) -> dict[str, Any]:
@@ -124,6 +130,10 @@ class Generator(ABC):
     def store(self, module: pl.LightningModule, data: TrainingImages, folder: Path) -> None:
         """Keep a module that clients have trained; ``data`` holds no images, only their shape and the classes."""
         raise TypeError(f"{type(self).__name__} is not trained by clients")
+
+    def available(self, data: TrainingImages) -> np.ndarray | None:
+        """How many images of each class there are, int64 [classes]; None: any number. ``data`` as for ``fit``."""
+        return None
 
     @abstractmethod
     def load(self, folder: Path, device: torch.device) -> Sampler:

@@ -46,7 +46,9 @@ class _Batches(IterableDataset):
 class _Steps(pl.Callback):
     """Seeds every step's noise by (seed, step), tells how far it is, and leaves a checkpoint every so many seconds."""
 
-    def __init__(self, checkpoint: Path, seed: int, steps: int, progress: Callable[[int, int, float], None]) -> None:
+    def __init__(
+        self, checkpoint: Path | None, seed: int, steps: int, progress: Callable[[int, int, float], None]
+    ) -> None:
         self.checkpoint, self.seed, self.steps, self.progress = checkpoint, seed, steps, progress
         self.done, self._saved = 0, time.monotonic()
 
@@ -64,7 +66,11 @@ class _Steps(pl.Callback):
         batch_idx: int,
     ) -> None:
         self.done = batch_idx + 1
-        if self.done < self.steps and time.monotonic() - self._saved >= CHECKPOINT_EVERY_S:
+        if (
+            self.checkpoint is not None
+            and self.done < self.steps
+            and time.monotonic() - self._saved >= CHECKPOINT_EVERY_S
+        ):
             draft = self.checkpoint.with_suffix(".draft")
             trainer.save_checkpoint(draft)
             draft.replace(self.checkpoint)
@@ -87,7 +93,7 @@ def fit_steps(
     progress: Callable[[int, int, float], None],
     *,
     seed: int,
-    folder: Path,
+    folder: Path | None = None,
     precision: Literal["32-true", "bf16-mixed"] = "32-true",
 ) -> None:
     """Train ``module`` for ``steps`` batches, on a GPU where there is one.
@@ -98,14 +104,15 @@ def fit_steps(
 
     Args:
         images, labels: [N, ...] and [N], on the CPU.
+        folder: where checkpoints go; None: nothing is kept.
         progress: hears (step, steps, loss) every 20 steps and at the end.
 
     Raises:
         ValueError: the checkpoint that is there can't be read.
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    checkpoint, done = folder / "training.ckpt", 0
-    if checkpoint.exists():
+    checkpoint, done = folder / "training.ckpt" if folder is not None else None, 0
+    if checkpoint is not None and checkpoint.exists():
         try:
             done = torch.load(checkpoint, map_location="cpu", weights_only=True)["steps_done"]
         except (RuntimeError, EOFError, KeyError, UnpicklingError) as error:
@@ -134,7 +141,8 @@ def fit_steps(
         except SystemExit as ended:  # how Lightning passes Ctrl-C on, with the signal switched off
             signal.signal(signal.SIGINT, handler)
             raise KeyboardInterrupt from ended
-    checkpoint.unlink(missing_ok=True)
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
 
 
 @contextmanager

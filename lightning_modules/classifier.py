@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +21,14 @@ class OptimizerSettings:
     lr: float = 0.05
     momentum: float = 0.0
     weight_decay: float = 0.0
+
+    def make(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimiser of ``parameters``."""
+        common = {"lr": self.lr, "weight_decay": self.weight_decay, "fused": True}  # fused: one pass over a tensor
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(parameters, momentum=self.momentum, **common)
+        kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
+        return kind(parameters, **common)
 
 
 class Classifier(pl.LightningModule):
@@ -40,10 +49,4 @@ class Classifier(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser that the settings name, over all parameters."""
-        s = self.optimizer_settings  # fused: one pass over a tensor instead of several
-        if s.optimizer == "sgd":
-            return torch.optim.SGD(
-                self.parameters(), lr=s.lr, momentum=s.momentum, weight_decay=s.weight_decay, fused=True
-            )
-        kind = torch.optim.Adam if s.optimizer == "adam" else torch.optim.AdamW
-        return kind(self.parameters(), lr=s.lr, weight_decay=s.weight_decay, fused=True)
+        return self.optimizer_settings.make(self.parameters())

@@ -3,6 +3,9 @@
 Every constructor takes ``in_channels``, ``image_size`` (pixels, square) and ``num_classes``; those three come from the
 data set, the rest are settings of a recipe. Inputs are float tensors of shape [N, in_channels, image_size, image_size],
 outputs are logits of shape [N, num_classes].
+
+ReLUs stand behind the pools: the largest of rectified values is the rectified largest, to the bit and in the gradient,
+and a quarter of the work.
 """
 
 from __future__ import annotations
@@ -13,6 +16,15 @@ import torch
 from torch import Tensor, nn
 
 __all__ = ["MLP", "VGG9", "DropoutCNN", "ResNet18", "SmallCNN"]
+
+
+class Dropout(nn.Dropout):
+    """Dropout whose mask comes of uniform numbers: on a CPU that takes half the time of torch's Bernoulli draws."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        return x * torch.rand_like(x).ge_(self.p).mul_(1 / (1 - self.p))
 
 
 class MLP(nn.Sequential):
@@ -42,17 +54,17 @@ class SmallCNN(nn.Sequential):
             raise ValueError(f"model small_cnn: image_size {image_size} is below 4, which two 2x2 pools need; use mlp")
         layers: list[nn.Module] = [
             nn.Conv2d(in_channels, width, 3, padding=1),
-            nn.ReLU(),
             nn.MaxPool2d(2),
+            nn.ReLU(),
             nn.Conv2d(width, 2 * width, 3, padding=1),
-            nn.ReLU(),
             nn.MaxPool2d(2),
+            nn.ReLU(),
             nn.Flatten(),
             nn.Linear(2 * width * (image_size // 4) ** 2, hidden),
             nn.ReLU(),
         ]
         if dropout > 0:
-            layers.append(nn.Dropout(dropout))
+            layers.append(Dropout(dropout))
         super().__init__(*layers, nn.Linear(hidden, num_classes))
 
 
@@ -70,13 +82,13 @@ class DropoutCNN(nn.Sequential):
             nn.Conv2d(in_channels, 32, 3),
             nn.ReLU(),
             nn.Conv2d(32, 64, 3),
-            nn.ReLU(),
             nn.MaxPool2d(2),
-            nn.Dropout(0.25),
+            nn.ReLU(),
+            Dropout(0.25),
             nn.Flatten(),
             nn.Linear(64 * ((image_size - 4) // 2) ** 2, 128),
             nn.ReLU(),
-            nn.Dropout(0.5),
+            Dropout(0.5),
             nn.Linear(128, num_classes),
         )
 
@@ -96,7 +108,7 @@ class VGG9(nn.Sequential):
         before = in_channels
         for first, second in pairs:
             layers += [nn.Conv2d(before, first, 3, padding=1), nn.ReLU()]
-            layers += [nn.Conv2d(first, second, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+            layers += [nn.Conv2d(first, second, 3, padding=1), nn.MaxPool2d(2), nn.ReLU()]
             before = second
         flat = before * (image_size // 8) ** 2
         layers += [nn.Flatten(), nn.Linear(flat, 16 * width), nn.ReLU(), nn.Linear(16 * width, 16 * width), nn.ReLU()]

@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -23,6 +24,10 @@ from pathlib import Path
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
+# A script's folder comes first where Python (and Ray, for its workers, by the script's name) looks for packages: there
+# generators.py would hide the package of its name.
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[0], sys.argv[0] = str(ROOT), str(ROOT / "benchmark")
 
 COHORT, SAMPLES, BATCH, LR = 50, 50, 10, 0.1
 WARM_UP = 2  # rounds of a turn that are not counted
@@ -119,11 +124,24 @@ class Watch:
 
 
 def bare_network(kind: str) -> Any:
-    """The same network, in plain torch."""
-    from lightning_modules.networks import MLP, DropoutCNN
+    """The network as pfl-research's benchmark has it, in plain torch."""
+    from torch import nn
 
-    settings = (KINDS[kind]["channels"], KINDS[kind]["size"], 10)
-    return MLP(*settings, hidden=[64]) if kind == "mlp" else DropoutCNN(*settings)
+    if kind == "mlp":
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Dropout(0.25),
+        nn.Flatten(),
+        nn.Linear(64 * 14 * 14, 128),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Linear(128, 10),
+    )
 
 
 def bare_worker(kind: str, weights: Any, total: Any, pipe: Any) -> None:

@@ -1,10 +1,36 @@
-"""Class amounts by water-filling: synthetic images go to the scarcest classes first."""
+"""How many synthetic images of each class: water-filling, or in proportion to what is missing."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
-__all__ = ["water_fill"]
+__all__ = ["ClassChoice", "apportion", "class_amounts", "water_fill"]
+
+ClassChoice = Literal["deficit", "uniform", "proportional"]
+
+
+def class_amounts(choice: ClassChoice, counts: np.ndarray, made: np.ndarray, amount: int) -> np.ndarray:
+    """How many images of each class come next; int64 [classes] that sum to ``amount``.
+
+    GenFL generates under-represented classes (arXiv 2503.20166); what that comes to is our reconstruction:
+
+    - ``deficit``: the scarcest classes of ``counts`` first, until all are as even as can be (``water_fill``).
+    - ``uniform``: all classes alike, whatever the counts: what is made so far stays as even as can be.
+    - ``proportional``: in proportion to max(0, 1/C - p(c)), p = counts / sum: what a class's share lacks of an even
+      one. A class at or above 1/C gets nothing; where all are even, all get the same (``apportion``).
+
+    Args:
+        counts: int64 [classes], what the round's clients have told of their labels, added up.
+        made: int64 [classes], images made in earlier rounds.
+        amount: >= 0.
+    """
+    if choice == "deficit":
+        return water_fill(counts, amount)
+    if choice == "uniform":
+        return water_fill(made, amount)
+    return apportion(np.maximum(0, 1 / len(counts) - counts / max(1, int(counts.sum()))), amount)
 
 
 def water_fill(counts: np.ndarray, amount: int) -> np.ndarray:
@@ -29,4 +55,16 @@ def water_fill(counts: np.ndarray, amount: int) -> np.ndarray:
     given = np.maximum(0, level - counts)
     at_level = np.flatnonzero(counts <= level)
     given[at_level[: amount - int(given.sum())]] += 1
+    return given
+
+
+def apportion(weights: np.ndarray, amount: int) -> np.ndarray:
+    """Integers >= 0 that sum to ``amount`` in proportion to ``weights`` [classes], >= 0: by largest remainders, of
+    equal ones the lowest class numbers first. Weights that are all 0 count as equal.
+    """
+    weights = weights if weights.any() else np.ones_like(weights)
+    ideal = weights / weights.sum() * amount
+    given = np.floor(ideal + 1e-9).astype(np.int64)
+    remainders = np.round(ideal - given, 9)
+    given[np.argsort(-remainders, kind="stable")[: amount - int(given.sum())]] += 1
     return given

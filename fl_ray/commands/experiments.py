@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fl_ray.commands.output import default_output, print_config, print_table
+from fl_ray.commands.output import default_output, print_config, print_configs, print_table
 from fl_ray.commands.reports import report_comparison, run_folders
 from fl_ray.errors import OutputError, SettingError
 
@@ -67,17 +67,17 @@ def compare(options: Any, overrides: dict[str, Any]) -> int:
     from fl_ray.comparison import plan_comparison, run_comparison
     from fl_ray.recipes import load_recipe
 
+    if options.jobs < 1:
+        raise SettingError(f"--jobs is {options.jobs}, but it must be at least 1")
     comparison = plan_comparison([load_recipe(path) for path in options.recipes], overrides, options.seeds)
     if options.print_config:
-        for label, config in comparison.configs.items():
-            print(f"# {label}")
-            print_config(config)
+        print_configs(comparison.configs)
         return 0
     from fl_ray.progress import Progress
 
     output = Path(options.output) if options.output else default_output(comparison.name)
     try:
-        run_comparison(comparison, output, Progress())
+        run_comparison(comparison, output, Progress(), options.jobs)
     except KeyboardInterrupt:
         print(f"fl-ray: go on with the same command and --output {output}", file=sys.stderr)
         raise

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from fl_ray.config import RunConfig
 
-__all__ = ["default_output", "print_config", "print_table"]
+__all__ = ["default_output", "print_config", "print_configs", "print_table"]
 
 
 def default_output(name: str) -> Path:
@@ -22,12 +24,13 @@ def print_table(columns: list[str], rows: list[list[str]], title: str | None = N
     """A table on standard output; the first column is text, the others numbers."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title=title)
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right")
+        table.add_column(Text(column), justify="left" if number == 0 else "right")  # no markup: [s] is a unit
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     console = Console()
     if not console.is_terminal:  # a file or a pipe has no width to keep to
         console = Console(width=max(console.width, 40 + sum(max(len(column), 14) for column in columns)))
@@ -41,3 +44,10 @@ def print_config(config: RunConfig) -> None:
     from fl_ray.recipes import to_dict
 
     print(yaml.safe_dump(to_dict(config), sort_keys=False), end="")
+
+
+def print_configs(configs: Mapping[str, RunConfig]) -> None:
+    """Several resolved recipes, each under its label."""
+    for label, config in configs.items():
+        print(f"# {label}")
+        print_config(config)

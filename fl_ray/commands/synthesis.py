@@ -1,4 +1,4 @@
-"""``fl-ray pretrain`` and ``generate``: a recipe's generator by itself."""
+"""``fl-ray pretrain``, ``generate`` and ``quality``: a recipe's generator by itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fl_ray.commands.output import default_output, print_config
+from fl_ray.commands.output import default_output, print_config, print_configs, print_table
+from fl_ray.commands.reports import run_folders
 from fl_ray.errors import SettingError
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from fl_ray.progress import Progress
     from fl_ray.synthesis import Synthesis
 
-__all__ = ["generate", "pretrain"]
+__all__ = ["generate", "pretrain", "quality"]
 
 
 def pretrain(options: Any, overrides: dict[str, Any]) -> int:
@@ -77,3 +78,26 @@ def _opened(config: RunConfig, progress: Progress) -> Iterator[Synthesis]:
         finally:
             progress.stop()
             synthesis.close()
+
+
+def quality(options: Any, overrides: dict[str, Any]) -> int:
+    """Measure the images of a recipe's generators."""
+    from fl_ray.recipes import load_recipe
+    from fl_ray.run_folder import new_folder
+
+    runs = (Path(options.runs), run_folders(Path(options.runs))) if options.runs else None
+    recipe = load_recipe(options.recipe)
+    from fl_ray.progress import Progress
+    from fl_ray.quality import QualityOptions, plan_quality
+    from fl_ray.quality import quality as measure
+
+    asked = QualityOptions(options.per_class, options.inception, options.clip)
+    configs = plan_quality(recipe, overrides)
+    if options.print_config:
+        print_configs(configs)
+        return 0
+    output = new_folder(Path(options.output) if options.output else default_output(f"{recipe['name']}-quality"))
+    for table in measure(configs, asked, output, Progress(), runs):
+        print_table(*table)
+    print(f"measures: {output / 'quality.json'}\nreport: {output / 'quality.html'}")
+    return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,14 +103,16 @@ def random(
     return ImageData(images, labels, names, [0.5] * channels, [0.29] * channels, tests, test_labels)
 
 
-def mnist(root: Path, download: bool) -> ImageData:
-    """MNIST from ``root/MNIST/raw``."""
-    return _torchvision("MNIST", root, download, [0.1307], [0.3081])
+def mnist(root: Path, download: bool, binarise: bool = False) -> ImageData:
+    """MNIST from ``root/MNIST/raw``; ``binarise``: pixels rounded to black or white and handed to models as 0 or 1."""
+    data = _torchvision("MNIST", root, download, [0.1307], [0.3081])
+    return _binarised(data) if binarise else data
 
 
-def fashion_mnist(root: Path, download: bool) -> ImageData:
-    """Fashion-MNIST from ``root/FashionMNIST/raw``."""
-    return _torchvision("FashionMNIST", root, download, [0.2860], [0.3530])
+def fashion_mnist(root: Path, download: bool, binarise: bool = False) -> ImageData:
+    """Fashion-MNIST from ``root/FashionMNIST/raw``; ``binarise`` as for MNIST."""
+    data = _torchvision("FashionMNIST", root, download, [0.2860], [0.3530])
+    return _binarised(data) if binarise else data
 
 
 def cifar10(root: Path, download: bool) -> ImageData:
@@ -136,6 +138,16 @@ def gtsrb(root: Path, download: bool, image_size: int = 32) -> ImageData:
     names = [str(label) for label in range(43)]
     mean, std = [0.3403, 0.3121, 0.3214], [0.2724, 0.2608, 0.2669]
     return ImageData(images, labels, names, mean, std, test_images, test_labels)
+
+
+def _binarised(data: ImageData) -> ImageData:
+    def rounded(images: np.ndarray) -> np.ndarray:
+        return np.where(images > 127, np.uint8(255), np.uint8(0))
+
+    found = replace(data, images=rounded(data.images), mean=[0.0], std=[1.0])
+    if data.test_images is not None:
+        found.test_images = rounded(data.test_images)
+    return found
 
 
 def _torchvision(kind: str, root: Path, download: bool, mean: list[float], std: list[float]) -> ImageData:

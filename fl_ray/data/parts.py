@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from fl_ray.config import DataConfig
+from fl_ray.data.classes import keep_classes
 from fl_ray.data.datasets import ImageData, load
 from fl_ray.data.partitioners import Partition, Resampled, Rows, partition
 from fl_ray.data.statistics import label_counts
@@ -123,6 +124,8 @@ def prepare(config: DataConfig, seed: int) -> FederatedData:
         seed: of the run; it fixes the partition, not the split.
     """
     data = load(config.name, config.root, config.download, config.settings)
+    if config.classes is not None:
+        data = keep_classes(data, config.classes)
     rows = split(data, config)
     partitioner = build("partition", config.partition)
     needs = getattr(partitioner, "needs", None)

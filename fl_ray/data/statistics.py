@@ -27,9 +27,13 @@ def label_entropy(counts: np.ndarray) -> np.ndarray:
     return 0.0 - np.sum(np.where(shares > 0, shares * np.log2(np.where(shares > 0, shares, 1)), 0), axis=-1)
 
 
-def emd(counts: np.ndarray) -> np.ndarray:
+def emd(counts: np.ndarray, overall: np.ndarray | None = None) -> np.ndarray:
     """Distance sum_c |p_n(c) - p_g(c)| of each client's label distribution to the global one, in [0, 2]; [clients].
+
+    Args:
+        counts: [clients, classes].
+        overall: of all clients together, [classes]; default: the sum of ``counts``.
 
     The "earth mover's distance" of arXiv 1806.00582, eq. 3; ``methods.md`` section 2 weighs GenFL's kappa by it.
     """
-    return np.abs(_shares(counts) - _shares(counts.sum(axis=0))).sum(axis=-1)
+    return np.abs(_shares(counts) - _shares(counts.sum(axis=0) if overall is None else overall)).sum(axis=-1)

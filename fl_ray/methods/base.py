@@ -25,6 +25,7 @@ class Method(ABC):
         exchanges_weights: clients receive and send the model each round.
         weighs_clients: a client's share counts in the average.
         asynchronous: updates of clients that started from different versions may be averaged.
+        starts_with_work: ``start`` takes so long that its result is kept before the first round.
         proximal: mu of a term mu/2 ||w - start||^2 that is added to every client's loss.
     """
 
@@ -35,6 +36,7 @@ class Method(ABC):
     weighs_clients: bool = True
     asynchronous: bool = False
     proximal: float = 0.0
+    starts_with_work: bool = False
 
     def setup(self, run: RunContext) -> None:
         """Once, before round 0."""

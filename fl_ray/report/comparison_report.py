@@ -12,9 +12,9 @@ from fl_ray.report import page as html
 from fl_ray.report.figures import accuracy_figure, save_svg
 from fl_ray.report.run_report import clients_section, partition_section, samples_section
 from fl_ray.run_folder import RunFolder
-from fl_ray.summary import CLIENT_RESULTS, spread_text, target_key
+from fl_ray.summary import CLIENT_RESULTS, METHOD_RESULTS, spread_text, target_key
 
-__all__ = ["comparison_report", "comparison_table"]
+__all__ = ["comparison_report", "comparison_table", "markdown_table"]
 
 Table = tuple[list[str], list[list[str]]]
 
@@ -25,6 +25,8 @@ def comparison_table(rows: Sequence[dict[str, Any]], targets: Sequence[float], b
     columns = ["run", "seeds", "final accuracy [%]", "best [%]"]
     tested = any(f"{name}_mean" in row for row in rows for name in CLIENT_RESULTS)
     columns += ["own tests of clients [%]", "their worst tenth [%]"] if tested else []
+    measured = {name: how for name, how in METHOD_RESULTS.items() if any(f"{name}_mean" in row for row in rows)}
+    columns += [title for title, _ in measured.values()]
     for target in targets:
         percent = f"{target:.0%}"
         columns.append(f"rounds to {percent}")
@@ -36,6 +38,7 @@ def comparison_table(rows: Sequence[dict[str, Any]], targets: Sequence[float], b
         line = [row["label"], str(row["runs"])]
         line += [spread_text(row, "final_accuracy", 2, 100), spread_text(row, "best_accuracy", 2, 100)]
         line += [spread_text(row, name, 2, 100) for name in CLIENT_RESULTS] if tested else []
+        line += [spread_text(row, name, 2, scale) for name, (_, scale) in measured.items()]
         for target in targets:
             key = target_key(target)
             hits = row[f"reached_{key}"]
@@ -62,7 +65,7 @@ def comparison_report(output: Path, folders: Sequence[RunFolder]) -> Table:
         raise OutputError(f"{', '.join(str(folder.path) for folder in folders)}: no finished run to report on")
     write_comparison_csv(rows, output / "comparison.csv")
     brief = comparison_table(rows, targets, brief=True)
-    (output / "comparison.md").write_text(_markdown(*brief), encoding="utf-8")
+    (output / "comparison.md").write_text(markdown_table(*brief), encoding="utf-8")
     columns, cells = comparison_table(rows, targets)
     histories = {label: [folder.history() for folder in members] for label, members in by_label.items()}
     curves = save_svg(output, "accuracy", accuracy_figure(histories, targets))
@@ -92,7 +95,7 @@ def comparison_report(output: Path, folders: Sequence[RunFolder]) -> Table:
     return brief
 
 
-def _markdown(columns: list[str], cells: list[list[str]]) -> str:
+def markdown_table(columns: list[str], cells: list[list[str]]) -> str:
     """The table for a README, so that nobody types numbers."""
     rule = ["---"] + ["---:"] * (len(columns) - 1)
     return "".join("| " + " | ".join(line) + " |\n" for line in [columns, rule, *cells])

@@ -17,6 +17,8 @@ from fl_ray.summary import worst_decile
 __all__ = [
     "accuracy_figure",
     "client_accuracy_figure",
+    "gain_figure",
+    "kappa_figure",
     "partition_figure",
     "samples_png",
     "save_svg",
@@ -34,6 +36,7 @@ _STYLE = {
     "svg.hashsalt": "fl_ray",
 }
 _SHOWN_CLIENTS = 60
+_MARKERS = "os^Dv"
 
 
 def save_svg(folder: Path, name: str, figure: Figure) -> str:
@@ -53,10 +56,10 @@ def _svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
+def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, Any]:
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(1, columns, squeeze=False)[0]
+        axes = figure.subplots(rows, columns, squeeze=False).ravel()
     return figure, axes
 
 
@@ -123,6 +126,59 @@ def client_accuracy_figure(tests: Mapping[str, Sequence[Sequence[float]]]) -> Fi
     axis.set_ylabel("share of clients")
     axis.grid(alpha=0.25)
     figure.legend(loc="outside lower center", ncols=min(len(tests), 4))
+    return figure
+
+
+def kappa_figure(kappas: Sequence[float]) -> Figure:
+    """The weight of GenFL's augmented model in each round."""
+    figure, (axis,) = _figure(6, 2.6)
+    axis.plot(range(1, len(kappas) + 1), kappas, marker="." if len(kappas) < 30 else None)
+    axis.set_ylim(-0.02, 1.02)
+    axis.set_xlabel("round")
+    axis.set_ylabel("κ2")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
+def gain_figure(
+    labels: Sequence[str],
+    gains: Sequence[float],
+    spreads: Sequence[float | None],
+    groups: Sequence[int],
+    panels: Mapping[str, Sequence[float | None]],
+) -> Figure:
+    """What labels gain against each measure of their synthetic images, a panel for each measure.
+
+    Args:
+        gains, spreads: means and standard deviations of each label, in percentage points.
+        groups: a label's marker.
+        panels: a value of each label by the measure's title; None: not measured.
+    """
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = _figure(2.75 * columns, 2.5 * rows + 0.5, columns, rows)
+    for axis, (title, values) in zip(axes, panels.items(), strict=False):
+        for number, (label, gain, spread, value) in enumerate(zip(labels, gains, spreads, values, strict=True)):
+            if value is not None:
+                marker = _MARKERS[groups[number] % len(_MARKERS)]
+                axis.errorbar(
+                    value,
+                    gain,
+                    yerr=spread,
+                    fmt=marker,
+                    color=f"C{number % 10}",
+                    label=label,
+                    capsize=2,
+                    elinewidth=0.8,
+                )
+        axis.axhline(0, color="0.5", linestyle="--", linewidth=0.8)
+        axis.set_xlabel(title)
+        axis.grid(alpha=0.25)
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    for axis in axes[::columns]:
+        axis.set_ylabel("gain [points]")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(labels), 4))
     return figure
 
 

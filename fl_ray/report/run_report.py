@@ -15,6 +15,7 @@ from fl_ray.report import page as html
 from fl_ray.report.figures import (
     accuracy_figure,
     client_accuracy_figure,
+    kappa_figure,
     partition_figure,
     save_svg,
     timeline_figure,
@@ -32,7 +33,8 @@ def run_report(folder: RunFolder) -> Path:
     caption = "Test accuracy against rounds, virtual time and the devices' energy. Dashed: the recipe's targets."
     sections.append(html.section("Accuracy", html.figure(curve, caption)))
     sections.append(clients_section(folder.path, {config.method.name: [folder]}))
-    sections += [partition_section(folder), samples_section(folder), _timeline(folder), _wall(summary)]
+    sections += [_kappa(folder, summary), partition_section(folder), samples_section(folder)]
+    sections += [_timeline(folder), _wall(summary)]
     settings = yaml.safe_dump(to_dict(config), sort_keys=False)
     versions = yaml.safe_dump(folder.environment(), sort_keys=False)
     sections.append(
@@ -76,7 +78,24 @@ def _outcome(summary: dict[str, Any]) -> str:
         found = summary["client_accuracy"]
         spread = f"{_percent(found['mean'])}, worst tenth {_percent(found['worst_decile'])}"
         rows.append([f"mean accuracy on {found['clients']} clients' own held-out images", spread])
+    if summary.get("label_sharing"):
+        rows.append(["label statistics that a client shared", _shared(summary["label_sharing"])])
     return html.section("Result", html.table(["", "value"], rows))
+
+
+def _shared(note: dict[str, Any]) -> str:
+    spent = note["epsilon_spent"]
+    privacy = "no guarantee of privacy" if spent is None else f"privacy budget spent: epsilon {spent:g}"
+    return f"{note['level']}, {note['bytes_per_client']} bytes; {privacy}"
+
+
+def _kappa(folder: RunFolder, summary: dict[str, Any]) -> str:
+    """The figure of a kappa that changes, or nothing."""
+    kappas = summary.get("kappa2") or []
+    if len(set(kappas)) < 2:
+        return ""
+    caption = "The weight of the augmented model in each round; the clients' average has the rest."
+    return html.section("Kappa", html.figure(save_svg(folder.path, "kappa", kappa_figure(kappas)), caption))
 
 
 def _rounds(summary: dict[str, Any]) -> str:

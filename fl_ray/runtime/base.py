@@ -123,8 +123,8 @@ class Runtime(ABC):
         """Train the clients of a round; see ``ClientHost.train``."""
 
     @abstractmethod
-    def evaluate(self, models: Sequence[np.ndarray]) -> list[Evaluation]:
-        """Each model on the global test images."""
+    def evaluate(self, models: Sequence[np.ndarray], images: Any = None) -> list[Evaluation]:
+        """Each model on the global test images, or on those of a handle of ``put``."""
 
     @abstractmethod
     def evaluate_clients(
@@ -139,7 +139,7 @@ class Runtime(ABC):
 
     @abstractmethod
     def put(self, images: np.ndarray, labels: np.ndarray) -> Any:
-        """A handle on images for ``train_on_server``, so that they travel once."""
+        """A handle on images for ``train_on_server`` and ``evaluate``, so that they travel once."""
 
     @abstractmethod
     def train_on_server(
@@ -155,6 +155,17 @@ class Runtime(ABC):
         Args:
             training: its optimiser, step and batch size; default: the clients'.
         """
+
+    @abstractmethod
+    def score(
+        self,
+        images: Any,
+        weights: np.ndarray,
+        epochs: int,
+        training: TrainingConfig,
+        protocol: Literal["clean", "delft"],
+    ) -> list[Evaluation]:
+        """Train on a handle's images and test on real ones after each epoch; see ``ClientHost.score``."""
 
     @abstractmethod
     def memory_mb(self) -> dict[str, float]:

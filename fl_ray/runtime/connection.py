@@ -11,6 +11,7 @@ import ray
 
 from fl_ray.config import RayConfig
 from fl_ray.errors import PlacementError
+from fl_ray.runtime.memory import reuse_aligned_memory
 
 __all__ = ["Connection", "connect"]
 
@@ -75,13 +76,14 @@ def connect(config: RayConfig) -> bool:
                 "RAY_AUTH_MODE=disabled for a cluster without), or leave ray.address out to start Ray here"
             ) from error
     else:
-        ray.init(
-            address="local",  # without it Ray joins whatever cluster was last started on this machine
-            num_cpus=config.num_cpus or os.cpu_count(),
-            resources={"bandwidth": config.bandwidth},
-            include_dashboard=False,
-            **common,
-        )
+        with reuse_aligned_memory():
+            ray.init(
+                address="local",  # without it Ray joins whatever cluster was last started on this machine
+                num_cpus=config.num_cpus or os.cpu_count(),
+                resources={"bandwidth": config.bandwidth},
+                include_dashboard=False,
+                **common,
+            )
     return True
 
 

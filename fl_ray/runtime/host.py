@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,11 +19,12 @@ from torch.nn import functional
 
 from fl_ray.aggregation import ExactSum
 from fl_ray.config import TrainingConfig
-from fl_ray.errors import FlRayError, SettingError
+from fl_ray.errors import FlRayError
 from fl_ray.model import WeightLayout, build_module, optimizer_settings
 from fl_ray.randomness import numpy_generator, seeded_torch
 from fl_ray.runtime import memory
-from fl_ray.runtime.batched import BatchedClients, BatchedTraining, refusal
+from fl_ray.runtime.base import sum_evaluations
+from fl_ray.runtime.batched import BatchedClients, BatchedTraining
 from fl_ray.runtime.local_training import Correction, Key, has_batch_norm, lr_factor, train_locally
 from fl_ray.runtime.tasks import (
     EVALUATION_BLOCK,
@@ -37,17 +38,14 @@ from fl_ray.runtime.tasks import (
     Task,
     TrainingPath,
 )
+from fl_ray.runtime.training_path import choose_path
 from fl_ray.updates import UpdateChain
-from lightning_modules.classifier import Classifier
 
 __all__ = ["ClientHost"]
 
 _BATCHED_BYTES = 2**26  # of the stacked parameters of clients that are computed together
 _BATCHED_CLIENTS = 64
-_WORTH_IT = 1.25  # how much faster ``auto`` wants the batched path to be
-_GROUPS = (1, 2, 3, 5, 16)  # sizes of groups that are compared with a whole one
 _TRIAL_BATCHES = 50
-_SLOW_STEP_S = 0.01  # above it, launching kernels is a small part of a step
 _ONE_SAMPLE = LeftOut("one_sample", "batch norm can't train on its one sample (data.partition.min_samples 2 avoids it)")
 _NOT_FINITE = LeftOut("not_finite", "its update is not finite (or above 2^20)")
 
@@ -87,6 +85,7 @@ class ClientHost:
         self.device = device or torch.device("cpu")
         with seeded_torch(job.seed, "init"):  # buffers that are drawn and not sent must be those of all other hosts
             self.module = build_module(job.model, job.shape, job.training).to(self.device)
+        self._shape = job.shape.unit() if getattr(self.module, "wants_unit_images", False) else job.shape
         # Convolutions, and the pools behind them, are faster on channels that lie together.
         self._format = torch.contiguous_format
         if any(isinstance(part, nn.Conv2d) for part in self.module.modules()):
@@ -103,8 +102,8 @@ class ClientHost:
         began = time.time()
         total = None if settings.individual else ExactSum(self.layout.size)
         result = PartialResult(None)
-        at_once = self._most_together() if settings.path == "batched" else 1
-        work = self._train_batched if settings.path == "batched" else self._train_plain
+        at_once = self.most_together() if settings.path == "batched" else 1
+        work = self.train_batched if settings.path == "batched" else self._train_plain
         common = torch.from_numpy(weights)
         for first in range(0, len(tasks), at_once):
             group = tasks[first : first + at_once]
@@ -115,7 +114,7 @@ class ClientHost:
         result.total = None if total is None else total.total
         return result
 
-    def _most_together(self) -> int:
+    def most_together(self) -> int:
         """Clients that the batched path computes at a time."""
         return max(1, min(_BATCHED_CLIENTS, _BATCHED_BYTES // (4 * self.layout.size)))
 
@@ -211,11 +210,12 @@ class ClientHost:
     def _train_plain(
         self, tasks: Sequence[Task], starts: Sequence[torch.Tensor], settings: RoundSettings
     ) -> list[_Outcome]:
-        return [self._train_one(task, start, settings) for task, start in zip(tasks, starts, strict=True)]
+        return [self.train_one(task, start, settings) for task, start in zip(tasks, starts, strict=True)]
 
-    def _train_one(self, task: Task, start: torch.Tensor, settings: RoundSettings) -> _Outcome:
+    def train_one(self, task: Task, start: torch.Tensor, settings: RoundSettings) -> _Outcome:
+        """One client by itself, from ``start`` [size]."""
         started = time.time()
-        rows = self._rows(task, settings)
+        rows = self.rows(task, settings)
         if len(rows) == 1 and has_batch_norm(self.module):
             return _Outcome(task, started, left_out=_ONE_SAMPLE)
         self.layout.write(start)
@@ -228,13 +228,14 @@ class ClientHost:
         )
         return _Outcome(task, started, self.layout.read(), loss)
 
-    def _train_batched(
+    def train_batched(
         self, tasks: Sequence[Task], starts: Sequence[torch.Tensor], settings: RoundSettings
     ) -> list[_Outcome]:
+        """All clients as one program."""
         started = time.time()
         if self._batched is None:
             self._batched = BatchedTraining(self.module)
-        own = [self._rows(task, settings) for task in tasks]
+        own = [self.rows(task, settings) for task in tasks]
         base = _rows(starts)  # [1, size] where all start alike
         self.layout.write(starts[0])  # for the buffers: ``_unfit`` has seen that they stay
         x, y = self._inputs(np.concatenate(own))
@@ -255,7 +256,7 @@ class ClientHost:
             view.copy_(values)
         return [_Outcome(task, started, state, loss) for task, state, loss in zip(tasks, states, losses, strict=True)]
 
-    def _rows(self, task: Task, settings: RoundSettings) -> np.ndarray:
+    def rows(self, task: Task, settings: RoundSettings) -> np.ndarray:
         """The images that a task trains on."""
         rows, training = self.data.partition.of(task.client), self.job.training
         if training.sample_fraction < 1:
@@ -281,7 +282,7 @@ class ClientHost:
         return Correction(settings.proximal, around, self._offset(task))
 
     def _inputs(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        x = self.job.shape.normalise(self.data.images[rows], self.device)
+        x = self._shape.normalise(self.data.images[rows], self.device)
         return x, torch.from_numpy(self.data.labels[rows]).to(self.device)
 
     def _fit(
@@ -293,94 +294,24 @@ class ClientHost:
         epochs: int,
         correction: Correction | None = None,
         training: TrainingConfig | None = None,
+        after_epoch: Callable[[], None] | None = None,
     ) -> float:
         training = training or self.job.training
         x = x.contiguous(memory_format=self._format)
         factor = lr_factor(training, round_number, self.job.rounds)
-        return train_locally(self.module, x, y, training, epochs, factor, key, correction)
+        return train_locally(self.module, x, y, training, epochs, factor, key, correction, after_epoch)
 
     def resolve_path(
         self, wanted: str, clients: Sequence[int], at_once: int, weights: np.ndarray
     ) -> tuple[TrainingPath, str]:
-        """Which training path ``runtime.training_path`` means here, and why.
-
-        ``auto`` trains clients for an epoch by either path, and takes ``batched`` where it is clearly faster.
-
-        Args:
-            clients: to try it with.
-            at_once: how many a host has in a round.
-
-        Raises:
-            SettingError: ``batched`` was asked for and can't be had.
-        """
+        """See ``fl_ray.runtime.training_path.choose_path``."""
         if wanted == "plain":
             return "plain", "it is set"
         self._trial = True
         try:
-            path, reason, can = self._choose_path(wanted, clients, at_once, weights)
+            return choose_path(self, wanted, clients, at_once, weights)
         finally:
             self._trial = False
-        if wanted == "batched" and not can:
-            raise SettingError(
-                f"runtime.training_path is batched, but model {self.job.model.name} can't be trained so: {reason}; "
-                "use plain or auto"
-            )
-        return path, reason
-
-    def _choose_path(
-        self, wanted: str, clients: Sequence[int], at_once: int, weights: np.ndarray
-    ) -> tuple[TrainingPath, str, bool]:
-        reason = refusal(self.module)
-        if reason is not None:
-            return "plain", reason, False
-        tasks = [Task(client, 1 / len(clients)) for client in clients[:at_once]]
-        if wanted == "auto":
-            batches = -(-len(self._rows(tasks[0], RoundSettings(0))) // self.job.training.batch_size)
-            step = self._measured(tasks[:1], weights, "plain") / batches
-            if step > _SLOW_STEP_S:
-                return "plain", f"a step takes {1000 * step:.0f} ms, of which little is overhead", True
-        reason = self._unfit(clients, weights)
-        if reason is not None:
-            return "plain", reason, False
-        if wanted == "batched":
-            return "batched", "it is set", True
-        seconds = {path: self._measured(tasks, weights, path) for path in ("plain", "batched")}
-        faster = seconds["plain"] / seconds["batched"]
-        told = f"batched trains {len(tasks)} clients {faster:.1f} times as fast as plain"
-        return ("batched" if faster >= _WORTH_IT else "plain"), told, True
-
-    def _unfit(self, clients: Sequence[int], weights: np.ndarray) -> str | None:
-        """Try the batched path: any number of clients together must give each the same bits, and buffers must stay."""
-        start = torch.from_numpy(weights)
-        most = self._most_together()
-        turns = range(-(-most // len(clients)))
-        tasks = [Task(client, 1.0, turn=turn) for turn in turns for client in clients][:most]
-        settings = RoundSettings(0, "batched")
-        try:
-            whole = self._train_batched(tasks, [start] * len(tasks), settings)
-            for size in (size for size in _GROUPS if size < most):
-                part = self._train_batched(tasks[:size], [start] * size, settings)
-                pairs = zip(part, whole[:size], strict=True)
-                if not all(torch.equal(_bits(one.trained), _bits(two.trained)) for one, two in pairs):
-                    return "on this processor its result depends on who is computed together"
-            buffers = torch.from_numpy(~self.layout.is_parameter)
-            if not torch.equal(self._train_one(tasks[0], start, settings).trained[buffers], start[buffers]):
-                return "its buffers change in training"
-        except FlRayError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever torch.func can't do with a user's module; it is told
-            said = (str(error).splitlines() or [""])[0]
-            return f"torch.func can't run it ({type(error).__name__}: {said})"
-        return None
-
-    def _measured(self, tasks: list[Task], weights: np.ndarray, path: TrainingPath) -> float:
-        """Seconds of one training of the tasks' clients; the faster of two, after one that isn't counted."""
-        times = []
-        for _ in range(3):
-            begun = time.perf_counter()
-            self.train(tasks, weights, RoundSettings(0, path))
-            times.append(time.perf_counter() - begun)
-        return min(times[1:])
 
     def train_on(
         self,
@@ -393,17 +324,52 @@ class ClientHost:
     ) -> tuple[np.ndarray, float]:
         """Train from ``weights`` on the server's images; the new weights and the mean loss."""
         self.layout.write(torch.from_numpy(weights))
-        x = self.job.shape.normalise(images, self.device)
+        x = self._shape.normalise(images, self.device)
         y = torch.from_numpy(labels).to(self.device)
         key = (self.job.seed, "server", round_number, 0)
         with self._optimised_by(training):
             loss = self._fit(x, y, round_number, key, epochs, training=training)
         return self.layout.read().numpy(), loss
 
+    def score(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        weights: np.ndarray,
+        epochs: int,
+        training: TrainingConfig,
+        protocol: Literal["clean", "delft"],
+    ) -> list[Evaluation]:
+        """Train ``weights`` on the server's images and test on real ones after each epoch (CAS, arXiv 1905.10887).
+
+        ``delft`` is what TU Delft's code does: the module stays in evaluation mode after its first epoch, and the real
+        images are the training and the test part together; ``clean``: training mode, the test part.
+        """
+        found: list[Evaluation] = []
+
+        def test() -> None:
+            found.append(sum_evaluations([self._evaluate(*block) for block in self._real_blocks(protocol == "delft")]))
+            if protocol == "clean":
+                self.module.train()
+
+        self.layout.write(torch.from_numpy(weights))
+        x, y = self._shape.normalise(images, self.device), torch.from_numpy(labels).to(self.device)
+        key = (self.job.seed, "score", 0, 0)
+        with self._optimised_by(training):
+            self._fit(x, y, 0, key, epochs, training=training, after_epoch=test)
+        return found
+
+    def _real_blocks(self, training_part: bool) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        yield from (self._test_block(block) for block in range(self.data.test_blocks))
+        rows = self.data.partition.owned() if training_part else np.empty(0, dtype=np.int64)
+        for start in range(0, len(rows), EVALUATION_BLOCK):
+            x, y = self._inputs(rows[start : start + EVALUATION_BLOCK])
+            yield x.contiguous(memory_format=self._format), y
+
     @contextmanager
     def _optimised_by(self, training: TrainingConfig | None) -> Iterator[None]:
-        """Another optimiser than the clients', where the module is ours; a user's own keeps its own."""
-        if training is None or not isinstance(self.module, Classifier):
+        """Another optimiser than the clients', where the module takes one; a user's own keeps its own."""
+        if training is None or not hasattr(self.module, "optimizer_settings"):
             yield
             return
         before = self.module.optimizer_settings
@@ -420,11 +386,19 @@ class ClientHost:
 
     def _test_block(self, block: int) -> tuple[torch.Tensor, torch.Tensor]:
         if block not in self._test:  # normalised once, then kept
-            rows = slice(block * EVALUATION_BLOCK, (block + 1) * EVALUATION_BLOCK)
-            x = self.job.shape.normalise(self.data.test_images[rows], self.device)
-            y = torch.from_numpy(self.data.test_labels[rows]).to(self.device)
-            self._test[block] = x.contiguous(memory_format=self._format), y
+            self._test[block] = self._block(self.data.test_images, self.data.test_labels, block)
         return self._test[block]
+
+    def _block(self, images: np.ndarray, labels: np.ndarray, block: int) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = slice(block * EVALUATION_BLOCK, (block + 1) * EVALUATION_BLOCK)
+        x = self._shape.normalise(images[rows], self.device)
+        return x.contiguous(memory_format=self._format), torch.from_numpy(labels[rows]).to(self.device)
+
+    def evaluate_on(self, images: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> Evaluation:
+        """Evaluate on images that are no part of the run's own."""
+        self.layout.write(torch.from_numpy(weights))
+        blocks = range(-(-len(labels) // EVALUATION_BLOCK))
+        return sum_evaluations([self._evaluate(*self._block(images, labels, block)) for block in blocks])
 
     def evaluate_clients(self, weights: np.ndarray, clients: list[int], part: str) -> list[Evaluation | None]:
         """Evaluate on each client's own images of a part (``held_out`` or ``partition``); None where it has none."""
@@ -457,11 +431,6 @@ class ClientHost:
 
 def _turn(task: Task, settings: RoundSettings) -> int:
     return settings.number if task.turn is None else task.turn
-
-
-def _bits(vector: torch.Tensor) -> torch.Tensor:
-    """Float32 as integers, which are equal where NaN is."""
-    return vector.view(torch.int32)
 
 
 def _rows(vectors: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -47,7 +48,11 @@ class InProcessRuntime(Runtime):
         with phases.phase("aggregate"):
             return merge([part], self.host.layout.size, settings.individual)
 
-    def evaluate(self, models: Sequence[np.ndarray]) -> list[Evaluation]:
+    def evaluate(
+        self, models: Sequence[np.ndarray], images: tuple[np.ndarray, np.ndarray] | None = None
+    ) -> list[Evaluation]:
+        if images is not None:
+            return [self.host.evaluate_on(*images, weights) for weights in models]
         blocks = list(range(self.host.data.test_blocks))
         return [sum_evaluations(self.host.evaluate_test(weights, blocks)) for weights in models]
 
@@ -73,6 +78,16 @@ class InProcessRuntime(Runtime):
         training: TrainingConfig | None = None,
     ) -> _Later:
         return _Later(lambda: self.host.train_on(*images, weights, round_number, epochs, training))
+
+    def score(
+        self,
+        images: tuple[np.ndarray, np.ndarray],
+        weights: np.ndarray,
+        epochs: int,
+        training: TrainingConfig,
+        protocol: Literal["clean", "delft"],
+    ) -> list[Evaluation]:
+        return self.host.score(*images, weights, epochs, training, protocol)
 
     def memory_mb(self) -> dict[str, float]:
         return {"driver": peak_memory_mb()}

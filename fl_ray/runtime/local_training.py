@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pytorch_lightning as pl
@@ -71,6 +71,7 @@ def train_locally(
     factor: float,
     key: Key,
     correction: Correction | None = None,
+    after_epoch: Callable[[], None] | None = None,
 ) -> float:
     """Train ``module`` in place on all of (x, y) and return the mean loss over all batches, weighted by their size.
 
@@ -78,14 +79,18 @@ def train_locally(
         x, y: inputs [N, ...] and labels [N] on the module's device.
         epochs: passes over the data, each in a new order.
         factor: the optimiser's step is multiplied by it.
+        after_epoch: called after each; the next epoch goes on in the mode in which it leaves the module.
     """
     module.train()
     optimizer = only_optimizer(module)
     scale_lr(optimizer, factor)
     parameters = list(module.parameters())
     total = torch.zeros((), device=x.device, dtype=torch.float64)
+    batches = batches_of(len(x), training.batch_size, epochs, key, has_batch_norm(module))
     with seeded_torch(key[0], f"{key[1]}/module", *key[2:]):
-        for batch_idx, rows in enumerate(batches_of(len(x), training.batch_size, epochs, key, has_batch_norm(module))):
+        for batch_idx, rows in enumerate(batches):
+            if after_epoch is not None and batch_idx and batch_idx % (len(batches) // epochs) == 0:
+                after_epoch()
             rows = rows.to(x.device)
             optimizer.zero_grad(set_to_none=True)
             loss = loss_of(module.training_step((x[rows], y[rows]), batch_idx))
@@ -96,6 +101,8 @@ def train_locally(
                 nn.utils.clip_grad_norm_(parameters, training.clip_norm)
             optimizer.step()
             total += loss.detach().double() * len(rows)
+    if after_epoch is not None:
+        after_epoch()
     return float(total) / (epochs * len(x))
 
 

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import ray
@@ -88,7 +88,7 @@ class _OnServer:
     begin: Callable[[], ray.ObjectRef]
     reference: ray.ObjectRef
 
-    def result(self) -> tuple[np.ndarray, float]:
+    def result(self) -> Any:
         reference = self.reference
         for _ in range(_MOST_LOSSES):
             try:
@@ -329,8 +329,13 @@ class RayRuntime(Runtime):
         with phases.phase("aggregate"):
             return merge(done, len(weights), settings.individual)
 
-    def evaluate(self, models: Sequence[np.ndarray]) -> list[Evaluation]:
+    def evaluate(
+        self, models: Sequence[np.ndarray], images: tuple[ray.ObjectRef, ray.ObjectRef] | None = None
+    ) -> list[Evaluation]:
         live = self._live()
+        if images is not None:
+            pairs = zip(itertools.cycle(live), models, strict=False)
+            return self._run([_Call(slot, "evaluate_on", (*images, self.hold(model))) for slot, model in pairs])
         pieces = _runs(self._blocks, 1 if len(models) >= len(live) else len(live))
         jobs = [(self.hold(model), piece) for model in models for piece in pieces]
         slots = itertools.cycle(live)
@@ -367,6 +372,19 @@ class RayRuntime(Runtime):
         epochs: int,
         training: TrainingConfig | None = None,
     ) -> _OnServer:
+        return self._on_server("train_on", *images, weights, round_number, epochs, training)
+
+    def score(
+        self,
+        images: tuple[ray.ObjectRef, ray.ObjectRef],
+        weights: np.ndarray,
+        epochs: int,
+        training: TrainingConfig,
+        protocol: Literal["clean", "delft"],
+    ) -> list[Evaluation]:
+        return self._on_server("score", *images, weights, epochs, training, protocol).result()
+
+    def _on_server(self, method: str, *arguments: Any) -> _OnServer:
         def again() -> ray.ObjectRef:
             self._tell("the server's actor is lost; its training is done again")
             if self._server is not None:
@@ -375,7 +393,7 @@ class RayRuntime(Runtime):
             return begin()
 
         def begin() -> ray.ObjectRef:
-            return self._server_actor().call.remote("train_on", *images, weights, round_number, epochs, training)
+            return self._server_actor().call.remote(method, *arguments)
 
         return _OnServer(again, begin())
 

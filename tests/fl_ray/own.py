@@ -134,6 +134,15 @@ class FlatGenerator(Generator):
         return _FlatSampler(self, np.load(folder / "tones.npy"))
 
 
+class UntaughtGenerator(FlatGenerator):
+    """A generator that knows its classes beforehand: the tone of class c is 20 c."""
+
+    learns_from = "none"
+
+    def fit(self, data: TrainingImages, folder: Path, progress: Callable[[int, int, float], None]) -> None:
+        np.save(folder / "tones.npy", np.array([*data.images.shape[1:], *(20 * np.arange(len(data.classes)))]))
+
+
 class SlowGenerator(FlatGenerator):
     """A generator that needs no training, and a tenth of a second for a block."""
 

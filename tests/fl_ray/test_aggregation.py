@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_ray.aggregation import ExactSum, combine
-from fl_ray.allocation.categories import water_fill
+from fl_ray.allocation.categories import apportion, class_amounts, water_fill
 
 
 def test_exact_sum_equals_a_plain_sum_and_does_not_depend_on_order() -> None:
@@ -87,3 +87,32 @@ def test_water_fill_has_the_largest_entropy_of_all_amounts(counts: list[int], am
     assert (found >= 0).all()
     candidates = (c for c in itertools.product(range(amount + 1), repeat=len(counts)) if sum(c) == amount)
     assert entropy(tuple(found)) == pytest.approx(max(entropy(candidate) for candidate in candidates), abs=1e-12)
+
+
+def test_apportion_by_hand() -> None:
+    assert apportion(np.array([1.0, 2.0, 1.0]), 8).tolist() == [2, 4, 2]
+    assert apportion(np.array([0.5, 0.25, 0.25]), 3).tolist() == [1, 1, 1]  # 1.5, 0.75, 0.75
+    assert apportion(np.array([0.3, 0.3, 0.3]), 5).tolist() == [2, 2, 1]
+    assert apportion(np.zeros(4), 6).tolist() == [2, 2, 1, 1]
+    assert apportion(np.array([0.0, 0.7]), 9).tolist() == [0, 9]
+
+
+def test_class_choices_by_hand() -> None:
+    counts, made = np.array([8, 2, 0, 10]), np.array([3, 0, 0, 0])
+    assert class_amounts("deficit", counts, made, 6).tolist() == [0, 2, 4, 0]
+    assert class_amounts("uniform", counts, made, 6).tolist() == [0, 2, 2, 2]
+    assert class_amounts("proportional", counts, made, 6).tolist() == [0, 2, 4, 0]  # lacking 0, 0.15, 0.25, 0
+    assert class_amounts("proportional", counts, made, 8).tolist() == [0, 3, 5, 0]
+    assert class_amounts("proportional", np.full(4, 9), made, 5).tolist() == [2, 1, 1, 1]
+    assert class_amounts("proportional", np.zeros(4, dtype=int), made, 4).tolist() == [1, 1, 1, 1]
+
+
+@given(
+    counts=st.lists(st.integers(0, 10**6), min_size=2, max_size=12),
+    amount=st.integers(0, 10**5),
+    choice=st.sampled_from(["deficit", "uniform", "proportional"]),
+)
+def test_class_choices_keep_the_sum(counts: list[int], amount: int, choice: str) -> None:
+    given_now = class_amounts(choice, np.array(counts), np.arange(len(counts)), amount)
+    assert given_now.sum() == amount
+    assert given_now.min() >= 0

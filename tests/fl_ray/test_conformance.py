@@ -23,6 +23,7 @@ LAYOUTS = {
 }
 OWN = {  # settings without which a method refuses a cohort of three
     "genfl": {"with_generator": True},
+    "genfl_pretrain": {"with_generator": True, "method__images": 30, "method__pretrain_epochs": 1},
     "krum": {"method__byzantine": 0, "method__multi": 2},
     "trimmed_mean": {"method__trim": 0.34},
 }
@@ -102,7 +103,8 @@ def test_every_partitioner_trains(run_small: Run, partition: str) -> None:
 
 @pytest.mark.parametrize("model", REGISTRY["model"])
 def test_every_model_trains(run_small: Run, model: str) -> None:
-    small = {"resnet18": {"model__width": 8}, "vgg9": {"model__width": 4}}.get(model, {})
-    experiment, _ = run_small(model__name=model, rounds=1, training__batch_size=16, **small)
+    small = {"resnet18": {"model__width": 8}, "vgg9": {"model__width": 4}}
+    small["cvae"] = {"training__optimizer": "adam", "training__lr": 1e-3}
+    experiment, _ = run_small(model__name=model, rounds=1, training__batch_size=16, **small.get(model, {}))
     row = experiment.folder.history()[0]
     assert row["train_loss"] == row["train_loss"]  # not NaN

@@ -10,6 +10,7 @@ from fl_ray.config import Component, DataConfig
 from fl_ray.data.datasets import load
 from fl_ray.data.parts import prepare, split
 from fl_ray.errors import DataMissingError, SettingError
+from fl_ray.randomness import numpy_generator
 
 
 def digits_config(**changes: object) -> DataConfig:
@@ -24,6 +25,37 @@ def test_the_parts_are_disjoint_and_complete() -> None:
     parts = [set(data.public), set(data.partition.indices), set(data.held_out.indices), set(test)]
     assert sum(map(len, parts)) == len(set.union(*parts)) == len(data.labels)
     assert all(parts)
+
+
+def test_a_reserve_is_disjoint_and_leaves_test_and_public_as_they_are() -> None:
+    data = load("digits", None, False, {})
+    plain, kept = split(data, digits_config()), split(data, digits_config(reserve_fraction=0.25))
+    assert len(plain.reserve) == 0
+    assert (kept.test == plain.test).all()
+    assert (kept.public == plain.public).all()
+    assert sorted([*kept.clients, *kept.reserve]) == plain.clients.tolist()
+    shares = np.bincount(data.labels[kept.reserve]) / np.bincount(data.labels)
+    assert shares == pytest.approx(0.2, abs=0.01)  # 25 % of what the test part (20 %) leaves
+    whole = prepare(digits_config(reserve_fraction=0.25), seed=0)
+    assert (whole.reserve == kept.reserve).all()
+    owned = [*whole.partition.indices, *whole.held_out.indices]
+    assert sorted(owned) == kept.clients.tolist()
+
+
+def test_no_reserve_is_the_split_without_one() -> None:
+    """Against the parts as they were drawn before there was a reserve."""
+    data, config = load("digits", None, False, {}), digits_config()
+    found, rng = split(data, config), numpy_generator(config.split_seed, "split")
+    expected: dict[str, list[int]] = {"test": [], "public": [], "clients": []}
+    for label in range(10):
+        own = rng.permutation(np.flatnonzero(data.labels == label)).tolist()
+        tests = round(0.2 * len(own))
+        publics = round(0.2 * (len(own) - tests))
+        expected["test"] += own[:tests]
+        expected["public"] += own[tests : tests + publics]
+        expected["clients"] += own[tests + publics :]
+    for part, rows in expected.items():
+        assert getattr(found, part).tolist() == sorted(rows), part
 
 
 def test_the_split_depends_on_split_seed_alone() -> None:

@@ -104,3 +104,19 @@ def test_bad_settings_are_refused(run_small: Run, settings: dict, match: str) ->
 def test_a_method_that_needs_a_generator_says_so(run_small: Run) -> None:
     with pytest.raises(ValueError, match="needs a generator"):
         run_small(method__name="genfl")
+
+
+def test_a_generator_that_learns_from_no_images_needs_no_public_part(run_small: Run) -> None:
+    settings = {"method__name": "genfl", "generator": {"name": "tests.fl_ray.own:UntaughtGenerator"}}
+    experiment, summary = run_small(**settings, data__public_fraction=0.0)
+    assert sum(summary["synthetic_images"]) == 600
+    assert summary["synthesis"]["real_images"] == 0
+    assert len(experiment.data.public) == 0
+    assert (experiment.folder / "samples.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_generator_may_learn_from_a_reserve_alone(run_small: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.fl_ray.own.FlatGenerator.learns_from", "reserve")
+    settings = {"method__name": "genfl", "generator": {"name": "tests.fl_ray.own:FlatGenerator"}}
+    experiment, summary = run_small(**settings, data__public_fraction=0.0, data__reserve_fraction=0.2)
+    assert summary["synthesis"]["real_images"] == len(experiment.data.reserve) > 0

@@ -6,7 +6,7 @@ from torch import nn
 
 from lightning_modules.classifier import Classifier, OptimizerSettings
 from lightning_modules.exquisite import ExquisiteNetV1
-from lightning_modules.networks import MLP, VGG9, ResNet18, SmallCNN
+from lightning_modules.networks import MLP, VGG9, Dropout, ResNet18, SmallCNN
 
 
 def count(network: nn.Module) -> int:
@@ -54,3 +54,30 @@ def test_classifier_loss_is_the_mean_cross_entropy() -> None:
     x, y = torch.randn(5, 1, 4, 4), torch.tensor([0, 1, 2, 1, 0])
     expected = -torch.log_softmax(module(x), dim=1)[torch.arange(5), y].mean()
     assert torch.allclose(module.training_step((x, y), 0), expected)
+
+
+def test_pools_before_relus_change_nothing() -> None:
+    """The outputs and gradients of the network as it is written elsewhere, to the bit."""
+    ours = SmallCNN(3, 8, 5, width=4, hidden=8)
+    layers = list(ours)
+    for place in (1, 4):
+        assert isinstance(layers[place], nn.MaxPool2d)
+        layers[place], layers[place + 1] = layers[place + 1], layers[place]
+    usual = nn.Sequential(*layers)
+    x = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for network in (ours, usual):
+        network.zero_grad()
+        network(x).square().sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in network.parameters()])
+    assert torch.equal(ours(x), usual(x))
+    assert all(torch.equal(one, two) for one, two in zip(*gradients, strict=True))
+
+
+def test_dropout_keeps_the_mean_and_does_nothing_in_eval_mode() -> None:
+    x, layer = torch.ones(200_000), Dropout(0.25)
+    torch.manual_seed(0)
+    out = layer(x)
+    assert set(out.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
+    assert abs(float((out == 0).float().mean()) - 0.25) < 0.005
+    assert torch.equal(layer.eval()(x), x)

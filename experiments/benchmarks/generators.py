@@ -1,7 +1,7 @@
 """Images per second of the generator pool, beside the same diffusers pipeline called in a plain loop.
 
-    python experiments/benchmarks/generator_pool.py
-    python experiments/benchmarks/generator_pool.py --steps 20 --batch 16 --blocks 2
+    python experiments/benchmarks/generators.py
+    python experiments/benchmarks/generators.py --steps 20 --batch 16 --blocks 2
 
 The class-conditional diffusion generator for 32 x 32 RGB with its default UNet, and random weights: the time of an
 image does not depend on them. The plain loop is a process of one thread that calls the pipeline batch by batch; the
@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,6 +23,10 @@ from pathlib import Path
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
+# A script's folder comes first where Python (and Ray, for its workers, by the script's name) looks for packages: there
+# generators.py would hide the package of its name.
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[0], sys.argv[0] = str(ROOT), str(ROOT / "benchmark")
 
 SIZE, CHANNELS, CLASSES = 32, 3, 10
 

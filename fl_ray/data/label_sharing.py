@@ -1,0 +1,77 @@
+"""What clients tell the server of their labels, once in a run: counts, presence alone, or noisy counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from fl_ray.data.parts import FederatedData
+from fl_ray.data.statistics import emd
+from fl_ray.randomness import numpy_generator
+
+__all__ = ["LabelSharing", "SharedLabels", "add_laplace"]
+
+LabelSharing = Literal["counts", "presence", "noisy"]
+_COUNT_BYTES = 8
+
+
+def add_laplace(counts: np.ndarray, epsilon: float, rng: np.random.Generator) -> np.ndarray:
+    """Counts with Laplace noise of scale 1/epsilon, rounded and clipped at 0; int64 [classes].
+
+    The Laplace mechanism (Dwork et al., TCC 2006). Neighbouring data sets differ by one sample that is there or not:
+    one count changes by 1, so the sensitivity of the vector (L1) is 1 and it is epsilon-differentially private as a
+    whole. Rounding and clipping come after the noise and cost nothing.
+    """
+    return np.maximum(0, np.rint(counts + rng.laplace(0.0, 1 / epsilon, counts.shape))).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class SharedLabels:
+    """The clients' label statistics as the server knows them. Nothing that it computes of labels may use others.
+
+    - ``counts``: the training samples of each class; 8 bytes a class.
+    - ``presence``: which classes a client has, one bit a class: a class that is there counts as 1.
+    - ``noisy``: ``add_laplace`` of the counts, drawn by key; 8 bytes a class. A client shares once, and all that
+      follows is made of that one answer, so ``epsilon`` is what a client has spent in the whole run, whatever its
+      rounds. It covers these statistics alone: sizes (FedAvg's rho_n) and updates are sent as always. The noise is
+      simulated: who knows the run's seed can take it off again.
+    """
+
+    data: FederatedData
+    level: LabelSharing
+    epsilon: float
+    seed: int
+
+    def of(self, clients: np.ndarray) -> np.ndarray:
+        """What the given clients have told, int64 [clients, classes]."""
+        counts = self.data.counts(clients)
+        if self.level == "presence":
+            return (counts > 0).astype(np.int64)
+        if self.level == "noisy":
+            for place, client in enumerate(clients):
+                rng = numpy_generator(self.seed, "label_sharing", int(client))
+                counts[place] = add_laplace(counts[place], self.epsilon, rng)
+        return counts
+
+    @cached_property
+    def overall(self) -> np.ndarray:
+        """The sum over all clients, int64 [classes]."""
+        return self.of(np.arange(len(self.data.partition))).sum(axis=0)
+
+    def distances(self, clients: np.ndarray) -> np.ndarray:
+        """EMD_n = sum_c |p_n(c) - p_g(c)| of each client, in [0, 2]."""
+        return emd(self.of(clients), self.overall)
+
+    @property
+    def bytes_per_client(self) -> int:
+        """What a client sends."""
+        classes = self.data.num_classes
+        return -(-classes // 8) if self.level == "presence" else _COUNT_BYTES * classes
+
+    def note(self) -> dict[str, Any]:
+        """For the summary; an ``epsilon_spent`` of None is no guarantee of privacy."""
+        spent = self.epsilon if self.level == "noisy" else None
+        return {"level": self.level, "bytes_per_client": self.bytes_per_client, "epsilon_spent": spent}

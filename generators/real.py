@@ -1,0 +1,38 @@
+"""Real images as if they were generated: the control that says what a perfect generator would bring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from generators.base import TrainingImages
+from generators.stored import StoredGenerator, store_images
+
+__all__ = ["RealGenerator"]
+
+
+class RealGenerator(StoredGenerator):
+    """The reserve's images (``data.reserve_fraction``), each at most once for a seed, in an order drawn by class.
+
+    Args:
+        block_size: images read together.
+    """
+
+    learns_from = "reserve"
+    more_from = "raise data.reserve_fraction"
+
+    def training_settings(self) -> dict[str, Any]:
+        return {"kind": "real"}
+
+    def fit(self, data: TrainingImages, folder: Path, progress: Callable[[int, int, float], None]) -> None:
+        counts = self.available(data)
+        store_images(folder, (data.images[data.labels == label] for label in range(len(counts))), counts)
+
+    def available(self, data: TrainingImages) -> np.ndarray:
+        return np.bincount(data.labels, minlength=len(data.classes))
+
+    def order(self, seed: int, label: int, count: int) -> np.ndarray:
+        return np.random.default_rng(np.random.SeedSequence([seed, label])).permutation(count)

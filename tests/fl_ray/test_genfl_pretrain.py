@@ -1,0 +1,162 @@
+"""GenFL with pre-training: its stages against plain torch loops and counts by hand."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn.functional import cross_entropy
+
+from fl_ray.config import Component, RunConfig, TrainingConfig
+from fl_ray.data.parts import prepare
+from fl_ray.experiment import Experiment
+from fl_ray.methods.genfl_pretrain import GenFLPretrain
+from fl_ray.model import ImageShape, WeightLayout, build_module, initial_weights
+from fl_ray.progress import Progress
+from fl_ray.runtime.host import ClientHost
+from fl_ray.runtime.local_training import batches_of
+from fl_ray.runtime.start import open_runtime
+from fl_ray.runtime.tasks import Job, JobData, Task
+from fl_ray.synthesis import Synthesis
+
+Run = Callable[..., tuple[Experiment, dict[str, Any]]]
+PRETRAIN = {
+    "with_generator": True,
+    "method__name": "genfl_pretrain",
+    "method__images": 45,
+    "method__pretrain_epochs": 2,
+    "method__pretrain_batch_size": 8,
+}
+
+
+def final(experiment: Experiment) -> dict[str, torch.Tensor]:
+    return load_file(experiment.folder / "model.safetensors")
+
+
+def test_pretraining_is_adam_on_uniform_synthetic_images(run_small: Run) -> None:
+    """Without local training the final model is what a plain loop makes of the drawn weights."""
+    experiment, summary = run_small(**PRETRAIN, method__local_training=False, rounds=1)
+    config = experiment.config
+    data = prepare(config.data, config.seed)
+    counts = np.array([5] * 5 + [4] * 5)
+    images, labels = Synthesis(config.generator, data, Progress(False), False, 1).images(counts, config.seed)
+    shape = ImageShape.of(data.source)
+    module = build_module(config.model, shape, config.training)
+    layout = WeightLayout(module)
+    layout.write(torch.from_numpy(initial_weights(config.model, shape, config.training, config.seed)))
+    x, y = shape.normalise(images, torch.device("cpu")), torch.from_numpy(labels)
+    adam = torch.optim.Adam(module.parameters(), lr=1e-3)
+    for rows in batches_of(45, 8, 2, (config.seed, "server", 0, 0)):
+        adam.zero_grad()
+        cross_entropy(module(x[rows]), y[rows]).backward()
+        adam.step()
+    for name, value in layout.named(layout.read().numpy()).items():
+        torch.testing.assert_close(final(experiment)[name], value, rtol=1e-5, atol=1e-6)
+    assert summary["bytes_up"] == 0
+    assert summary["samples_trained"] == 90
+    assert summary["pretrained_accuracy"] == summary["final_accuracy"]
+    assert summary["virtual_time_s"] > 0
+
+
+def test_without_pretraining_it_is_fedavg(run_small: Run) -> None:
+    settings = {"method__name": "genfl_pretrain", "method__pretrain_epochs": 0}
+    ours, fedavg = run_small(**settings)[0], run_small()[0]
+    assert all(torch.equal(value, final(fedavg)[name]) for name, value in final(ours).items())
+
+
+def test_delft_accuracy_is_on_the_clients_own_training_images(run_small: Run) -> None:
+    experiment, summary = run_small(**PRETRAIN, method__protocol="delft")
+    config = experiment.config
+    data = prepare(config.data, config.seed)
+    shape = ImageShape.of(data.source)
+    module = build_module(config.model, shape, config.training)
+    module.load_state_dict(final(experiment))
+    owned = data.partition.owned()
+    with torch.no_grad():
+        found = module(shape.normalise(data.images[owned], torch.device("cpu"))).argmax(dim=1).numpy()
+    assert summary["final_accuracy"] == pytest.approx((found == data.labels[owned]).mean(), abs=1e-9)
+    plain, clean = run_small(**PRETRAIN)
+    assert summary["clean_accuracy"] == clean["final_accuracy"]
+    assert len(summary["clean_accuracies"]) == 3
+    assert all(torch.equal(value, final(plain)[name]) for name, value in final(experiment).items())
+
+
+@pytest.mark.parametrize("protocol", ["clean", "delft"])
+def test_cas_is_in_percent(run_small: Run, protocol: str) -> None:
+    _, summary = run_small(**PRETRAIN, method__cas_epochs=3, method__protocol=protocol, rounds=1)
+    each = summary["cas_epochs"]
+    assert len(each) == 3
+    expected = sum(each) / 3 if protocol == "delft" else each[-1]
+    assert summary["cas"] == pytest.approx(100 * expected)
+
+
+@pytest.mark.parametrize(("protocol", "moves"), [("clean", True), ("delft", False)])
+def test_delft_stays_in_evaluation_mode_after_an_epoch(
+    small: Callable[..., RunConfig], protocol: str, moves: bool
+) -> None:
+    """So the running statistics of a second epoch are those of the first; real images: 60 of the test part, and all."""
+    config = small()
+    data = prepare(config.data, 0)
+    model = Component("tests.fl_ray.own:OwnModule")
+    training = TrainingConfig("adam", 1e-2, batch_size=8)
+    job = Job(model, ImageShape.of(data.source), training, 0, 1, 1)
+    arrays = JobData(data.images, data.labels, data.partition, data.held_out, data.test_images, data.test_labels)
+    seen = []
+    for epochs in (1, 2):
+        host = ClientHost(job, arrays)
+        weights = initial_weights(model, job.shape, training, 0)
+        found = host.score(data.images[:40], data.labels[:40], weights, epochs, training, protocol)
+        counts = len(data.test_labels) + (len(data.partition.owned()) if protocol == "delft" else 0)
+        assert [each.count for each in found] == [counts] * epochs
+        buffers = dict(host.module.named_buffers())
+        seen.append(torch.cat([value.flatten().float() for name, value in buffers.items() if "running" in name]))
+    assert (not torch.equal(*seen)) == moves
+
+
+def test_class_balanced_shares() -> None:
+    """Client 0 has all of class 0 and 10 of 40 of class 1, client 1 the rest: (1 + 1/4) / 2 and (0 + 3/4) / 2."""
+
+    class Data:
+        def counts(self, clients: np.ndarray) -> np.ndarray:
+            return np.array([[10, 10, 0], [0, 30, 0]])[clients]
+
+    run = type("Run", (), {"data": Data()})()
+    shares = GenFLPretrain(weighting="class_balanced").balanced(run, [Task(0, 0.4), Task(1, 0.6)])
+    assert [task.share for task in shares] == pytest.approx([0.625, 0.375])
+
+
+def test_a_run_cut_after_pretraining_goes_on_from_there(
+    small: Callable[..., RunConfig], run_small: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = run_small(**PRETRAIN)
+    config, folder = small(**PRETRAIN), tmp_path / "cut"
+    folder.mkdir()
+
+    def cut(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with open_runtime(config) as runtime:
+        with monkeypatch.context() as patch:
+            patch.setattr("fl_ray.experiment.rounds", cut)
+            with pytest.raises(KeyboardInterrupt):
+                Experiment(config, folder, runtime).run()
+        monkeypatch.setattr(GenFLPretrain, "start", cut)  # is not called again
+        resumed = Experiment(config, folder, runtime, resume=True)
+        resumed.run()
+    assert all(torch.equal(value, final(whole)[name]) for name, value in final(resumed).items())
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"images": 0}, "images is 0"),
+        ({"pretrain_lr": 0.0}, "pretrain_lr is 0"),
+        ({"local_training": False, "pretrain_epochs": 0}, "nothing would be trained"),
+    ],
+)
+def test_bad_settings(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        GenFLPretrain(**settings)

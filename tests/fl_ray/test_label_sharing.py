@@ -1,0 +1,88 @@
+"""What clients share of their labels: exact counts, presence and nothing else, or counts under Laplace noise."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from fl_ray.config import Component, DataConfig
+from fl_ray.data.label_sharing import SharedLabels, add_laplace
+from fl_ray.data.parts import FederatedData, prepare
+from fl_ray.experiment import Experiment
+from fl_ray.randomness import numpy_generator
+
+Run = Callable[..., tuple[Experiment, dict]]
+EVERYBODY = np.arange(8)
+
+
+@pytest.fixture(scope="module")
+def data() -> FederatedData:
+    skewed = Component("dirichlet", {"alpha": 0.2, "min_samples": 5})
+    return prepare(DataConfig(clients=8, public_fraction=0.2, partition=skewed), seed=0)
+
+
+def shared(data: FederatedData, level: str, epsilon: float = 1.0, seed: int = 0) -> SharedLabels:
+    return SharedLabels(data, level, epsilon, seed)
+
+
+def test_bytes_by_level(data: FederatedData) -> None:
+    assert [shared(data, level).bytes_per_client for level in ("counts", "presence", "noisy")] == [80, 2, 80]
+
+
+def test_counts_are_the_counts(data: FederatedData) -> None:
+    assert (shared(data, "counts").of(EVERYBODY) == data.counts()).all()
+    assert (shared(data, "counts").overall == data.counts().sum(axis=0)).all()
+
+
+def test_presence_tells_no_amount(data: FederatedData) -> None:
+    """By hand; and a client that has each of its samples ten times tells the same."""
+    found = shared(data, "presence").of(EVERYBODY)
+    for client in EVERYBODY:
+        own = set(data.labels[data.partition.of(client)].tolist())
+        assert found[client].tolist() == [int(label in own) for label in range(10)]
+    assert 0 < found.sum() < found.size
+    others = shared(data, "presence").overall
+    alike = found / found.sum(axis=1, keepdims=True)
+    by_hand = np.abs(alike - others / others.sum()).sum(axis=1)
+    assert shared(data, "presence").distances(EVERYBODY) == pytest.approx(by_hand)
+
+
+def test_laplace_noise_has_its_mean_and_scale() -> None:
+    """Of 1/epsilon = 5: mean 0, mean size 5, standard deviation 5 sqrt(2), and a tail of exp(-3) beyond 15."""
+    counts = np.full(10, 1000)
+    draws = [add_laplace(counts, 0.2, numpy_generator(0, "label_sharing", client)) - 1000 for client in range(4000)]
+    noise = np.stack(draws).astype(float)
+    assert noise.mean() == pytest.approx(0, abs=0.15)
+    assert np.abs(noise).mean() == pytest.approx(5, rel=0.02)
+    assert noise.std() == pytest.approx(5 * 2**0.5, rel=0.02)
+    assert (np.abs(noise) > 15.5).mean() == pytest.approx(np.exp(-15.5 / 5), rel=0.1)
+    classes = np.corrcoef(noise, rowvar=False) - np.eye(10)
+    assert np.abs(classes).max() < 0.06  # each count has noise of its own
+
+
+def test_noise_is_clipped_and_drawn_once(data: FederatedData) -> None:
+    noisy = shared(data, "noisy", epsilon=0.1)
+    first = noisy.of(EVERYBODY)
+    assert first.min() == 0
+    assert (first != data.counts()).any()
+    assert (noisy.of(np.array([5, 2])) == first[[5, 2]]).all()  # whoever is asked for with it, and however often
+    assert (shared(data, "noisy", 0.1, seed=1).of(EVERYBODY) != first).any()
+    near = shared(data, "noisy", epsilon=1e6).of(EVERYBODY)
+    assert (near == data.counts()).all()
+
+
+def test_a_run_uses_and_reports_what_was_shared(run_small: Run) -> None:
+    settings = {"method__name": "genfl", "with_generator": True, "method__images_per_round": 30, "rounds": 1}
+    settings |= {"clients_per_round": 6, "method__kappa_policy": "emd"}
+    _, plain = run_small()
+    exact, told = run_small(**settings)
+    noisy, private = run_small(**settings, method__label_sharing="noisy", method__epsilon=0.05)
+    _, present = run_small(**settings, method__label_sharing="presence")
+    assert told["label_sharing"] == {"level": "counts", "bytes_per_client": 80, "epsilon_spent": None}
+    assert private["label_sharing"] == {"level": "noisy", "bytes_per_client": 80, "epsilon_spent": 0.05}
+    assert told["bytes_up"] - present["bytes_up"] == 6 * (80 - 2)
+    assert len({str(summary["synthetic_images"]) for summary in (told, private, present)}) == 3
+    assert len({summary["kappa2"][0] for summary in (told, private, present)}) == 3
+    assert "epsilon 0.05" in (noisy.folder / "report.html").read_text()
+    assert "no guarantee of privacy" in (exact.folder / "report.html").read_text()
+    assert "label_sharing" not in plain

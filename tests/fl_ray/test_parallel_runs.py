@@ -1,0 +1,51 @@
+"""``fl-ray compare --jobs``: runs in processes of their own give what runs one after another give."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from fl_ray.comparison import plan_comparison, run_comparison
+from fl_ray.config import RunConfig
+from fl_ray.errors import FlRayError
+from fl_ray.progress import Progress
+from fl_ray.recipes import to_dict
+from fl_ray.run_folder import RunFolder
+
+
+@pytest.fixture
+def recipe(small: Callable[..., RunConfig]) -> dict[str, Any]:
+    content = to_dict(small())
+    content["compare"] = [{"label": "one"}, {"label": "two", "training.lr": 0.3}]
+    return content
+
+
+def test_two_at_a_time_equal_one_after_another(
+    recipe: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    comparison = plan_comparison([recipe], {}, [0])
+    run_comparison(comparison, tmp_path / "apart", Progress(), jobs=2)
+    run_comparison(comparison, tmp_path / "one", Progress(False))
+    for label in ("one", "two"):
+        mine, its = (RunFolder(tmp_path / where / "runs" / label / "seed0") for where in ("apart", "one"))
+        assert mine.finished()
+        assert mine.summary()["label"] == label
+        left, right = (load_file(folder / "model.safetensors") for folder in (mine, its))
+        assert all(torch.equal(value, right[name]) for name, value in left.items())
+    assert "2/2 two, seed 0: finished after" in capfd.readouterr().err
+    run_comparison(comparison, tmp_path / "apart", Progress(), jobs=2)  # nothing left to do
+    assert "2 of 2 runs were finished before" in capfd.readouterr().err
+
+
+def test_a_run_that_fails_does_not_take_the_others_along(recipe: dict[str, Any], tmp_path: Path) -> None:
+    bad = {"model": {"name": "tests.fl_ray.own:RaisesOnNine"}, "clients_per_round": 6, "runtime.min_clients": 6}
+    recipe["compare"].append({"label": "bad", **bad})
+    recipe = yaml.safe_load(yaml.safe_dump(recipe))
+    comparison = plan_comparison([recipe], {}, [0])
+    with pytest.raises(FlRayError, match=r"1 of 3 runs failed: 3/3 bad, seed 0; .*log\.txt"):
+        run_comparison(comparison, tmp_path / "out", Progress(False), jobs=2)
+    assert RunFolder(tmp_path / "out" / "runs" / "two" / "seed0").finished()
