@@ -273,7 +273,8 @@ class PoolConfig:
     def __post_init__(self) -> None:
         _require(self.actors >= 1, "generator.pool.actors", self.actors, "at least 1")
         _require(self.cpus >= 0, "generator.pool.cpus", self.cpus, "at least 0")
-        _require(self.gpus >= 0, "generator.pool.gpus", self.gpus, "at least 0")
+        whole = self.gpus <= 1 or self.gpus == int(self.gpus)
+        _require(self.gpus >= 0 and whole, "generator.pool.gpus", self.gpus, "at least 0, and whole where above 1")
 
 
 @dataclass

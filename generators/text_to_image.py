@@ -102,11 +102,13 @@ class TextToImage(PretrainedGenerator):
             options |= {"height": self.size, "width": self.size}
         if self.negative_prompt is not None:
             options["negative_prompt"] = [self.negative_prompt] * self.block_size
-        settings = {"prompt": "model", "height": "size", "negative_prompt": "negative_prompt"}
+        settings = {"num_inference_steps": "steps", "guidance_scale": "guidance", "height": "size", "width": "size"}
         for argument in ("prompt", *options):
             if argument not in known:
                 setting = settings.get(argument, argument)
-                raise ValueError(f"{setting}: {kind} of {self.model} takes no {argument}; use a text-to-image pipeline")
+                raise ValueError(
+                    f"{kind} of {self.model} takes no {argument} ({setting}); use a text-to-image pipeline"
+                )
         if self.lora is not None:
             if not hasattr(pipeline, "load_lora_weights"):
                 raise ValueError(f"lora is {self.lora}, but {kind} of {self.model} takes no LoRA weights")

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -107,11 +108,17 @@ def fit_steps(
         images, labels: [N, ...] and [N], on the CPU.
         folder: where checkpoints go; None: nothing is kept.
         progress: hears (step, steps, loss) every 20 steps and at the end.
+
+    Raises:
+        ValueError: the checkpoint that is there can't be read.
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     checkpoint, done = folder / "training.ckpt" if folder is not None else None, 0
     if checkpoint is not None and checkpoint.exists():
-        done = torch.load(checkpoint, map_location="cpu", weights_only=True)["steps_done"]
+        try:
+            done = torch.load(checkpoint, map_location="cpu", weights_only=True)["steps_done"]
+        except (RuntimeError, EOFError, KeyError, UnpicklingError) as error:
+            raise ValueError(f"{checkpoint} is no checkpoint of a training; remove it to begin anew") from error
     handler = signal.getsignal(signal.SIGINT)
     with warnings.catch_warnings():
         # The data are tensors in memory: a loader worker would only copy them.

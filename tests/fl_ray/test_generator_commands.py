@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -169,8 +170,6 @@ def test_generate_nothing_trains_nothing(recipe: Path, tmp_path: Path, call: Cal
 def test_bad_input_is_one_clear_message(
     recipe: Path, tmp_path: Path, call: Call, words: tuple[str, ...], match: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import re
-
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (tmp_path / "plain.yaml").write_text("data: {name: digits}\nruntime: {backend: in_process}\n")
     found = call(*words, "--output", "out") if words[0] == "generate" else call(*words)
@@ -180,13 +179,26 @@ def test_bad_input_is_one_clear_message(
     assert not (tmp_path / "out").exists()
 
 
-def flat(small: Callable[..., RunConfig], block_size: int, tmp_path: Path) -> Synthesis:
+class Heard(Progress):
+    """Keeps the messages."""
+
+    def __init__(self) -> None:
+        super().__init__(False)
+        self.told: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.told.append(text)
+
+
+def flat(
+    small: Callable[..., RunConfig], block_size: int, tmp_path: Path, progress: Progress | None = None
+) -> Synthesis:
     """A generator that costs nothing, two classes of 4 x 4 pixels."""
     config = small(
         data__name="tests.fl_ray.own:stripes",
         generator={"name": "tests.fl_ray.own:FlatGenerator", "block_size": block_size, "cache": str(tmp_path)},
     )
-    return Synthesis(config.generator, prepare(config.data, 0), Progress(False), on_ray=False, threads=1)
+    return Synthesis(config.generator, prepare(config.data, 0), progress or Progress(False), on_ray=False, threads=1)
 
 
 def test_memory_does_not_grow_with_the_number_of_images(small: Callable[..., RunConfig], tmp_path: Path) -> None:
@@ -254,21 +266,17 @@ def test_prompts_stand_in_the_manifest(small: Callable[..., RunConfig], tmp_path
 
 
 def test_a_damaged_block_is_made_again_with_a_word(small: Callable[..., RunConfig], tmp_path: Path) -> None:
-    told: list[str] = []
-    synthesis = flat(small, 5, tmp_path)
-    before, _ = synthesis.images(np.array([5, 5]), 0)
+    before, _ = flat(small, 5, tmp_path).images(np.array([5, 5]), 0)
     file = next(tmp_path.rglob("block_000000.safetensors"))
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    synthesis.progress.message = told.append
-    again = flat(small, 5, tmp_path)
-    again._cache._tell = told.append
+    heard = Heard()
+    again = flat(small, 5, tmp_path, heard)
     after, _ = again.images(np.array([5, 5]), 0)
     assert (before == after).all()
     assert again.report()["images_made"] == 5
-    assert len(told) == 1
-    assert "is damaged, so its images are made again" in told[0]
+    assert heard.told == [f"{file} is damaged, so its images are made again"]
 
 
 def test_what_a_sampler_refuses_is_a_setting(small: Callable[..., RunConfig], tmp_path: Path) -> None:
