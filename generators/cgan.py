@@ -34,19 +34,20 @@ class CGANGenerator(Generator):
         width: channels of both networks at the highest resolution; doubled at each below.
         noise: size of the noise.
         loss: ``hinge`` or ``bce``.
-        train_steps, batch_size, lr: of pre-training (Adam, a step of each network per batch).
+        train_steps, batch_size: of pre-training; a step of each network per batch.
+        lr: of the generator (Adam); the discriminator's is twice that.
         train_seed: of pre-training; independent of a run's seed, so that one generator serves all seeds.
         block_size: images made together.
     """
 
     def __init__(
         self,
-        width: int = 32,
+        width: int = 16,
         noise: int = 64,
         loss: Literal["hinge", "bce"] = "hinge",
-        train_steps: int = 3000,
-        batch_size: int = 64,
-        lr: float = 2e-4,
+        train_steps: int = 2000,
+        batch_size: int = 32,
+        lr: float = 1e-3,
         train_seed: int = 0,
         block_size: int = 100,
     ) -> None:

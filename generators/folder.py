@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,24 +40,16 @@ class FolderGenerator(StoredGenerator):
         if not self.root.is_dir():
             raise ValueError(f"root is {root}, but there is no such folder; it holds a folder of images for each class")
         self.more_from = f"add files to its folder in {root}"
-        self._digest: str | None = None
 
     def training_settings(self) -> dict[str, Any]:
-        if self._digest is None:  # once: it reads every file
-            made = hashlib.sha256()
-            for name, files in sorted(self._files().items()):
-                for file in files:
-                    with _reading(file):
-                        content = hashlib.sha256(file.read_bytes())
-                    made.update(f"{name}/{file.name}:".encode() + content.digest())
-            self._digest = made.hexdigest()
         return {"kind": "folder", "files": self._digest}
 
     def fit(self, data: TrainingImages, folder: Path, progress: Callable[[int, int, float], None]) -> None:
         found, shape = self._of(data), data.images.shape[1:]
         if shape[0] not in _MODES:
             raise ValueError(f"the data's images have {shape[0]} channels, but files give 1 or 3")
-        store_images(folder, ([_read(file, shape) for file in files] for files in found), self.available(data))
+        classes = ((_read(file, shape) for file in files) for files in found)
+        store_images(folder, classes, self.available(data), shape)
 
     def available(self, data: TrainingImages) -> np.ndarray:
         return np.array([len(files) for files in self._of(data)])
@@ -64,8 +57,9 @@ class FolderGenerator(StoredGenerator):
     def order(self, seed: int, label: int, count: int) -> np.ndarray:
         return np.arange(count)
 
+    @cached_property
     def _files(self) -> dict[str, list[Path]]:
-        """The image files of each class folder, by its name in lower case."""
+        """The image files of each class folder, by its name in lower case; looked at once, as is their digest."""
         found: dict[str, list[Path]] = {}
         for entry in sorted(self.root.iterdir()):
             if entry.is_dir():
@@ -77,16 +71,26 @@ class FolderGenerator(StoredGenerator):
                 found[name] = sorted(file for file in entry.iterdir() if file.suffix.lower() in _SUFFIXES)
         return found
 
+    @cached_property
+    def _digest(self) -> str:
+        """Of the names and contents of all files."""
+        made = hashlib.sha256()
+        for name, files in sorted(self._files.items()):
+            for file in files:
+                with _reading(file):
+                    content = hashlib.sha256(file.read_bytes())
+                made.update(f"{name}/{file.name}:".encode() + content.digest())
+        return made.hexdigest()
+
     def _of(self, data: TrainingImages) -> list[list[Path]]:
         """The files of each class of the data."""
-        found = self._files()
-        missing = [name for name in data.classes if not found.get(name.lower())]
+        missing = [name for name in data.classes if not self._files.get(name.lower())]
         if missing:
             raise ValueError(
                 f"root {self.root} holds no images (png, jpg or webp) of class {', '.join(missing)}; the folders are "
                 f"named as the data's classes: {', '.join(data.classes)}"
             )
-        return [found[name.lower()] for name in data.classes]
+        return [self._files[name.lower()] for name in data.classes]
 
 
 def _read(file: Path, shape: tuple[int, ...]) -> np.ndarray:

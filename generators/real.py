@@ -29,7 +29,8 @@ class RealGenerator(StoredGenerator):
 
     def fit(self, data: TrainingImages, folder: Path, progress: Callable[[int, int, float], None]) -> None:
         counts = self.available(data)
-        store_images(folder, (data.images[data.labels == label] for label in range(len(counts))), counts)
+        classes = (data.images[data.labels == label] for label in range(len(counts)))
+        store_images(folder, classes, counts, data.images.shape[1:])
 
     def available(self, data: TrainingImages) -> np.ndarray:
         return np.bincount(data.labels, minlength=len(data.classes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
@@ -51,19 +52,18 @@ class _StoredSampler(Sampler):
         return self.images[start + self.generator.order(block.seed, block.label, count)[first : first + size]]
 
 
-def store_images(folder: Path, classes: Iterable[Iterable[np.ndarray]], counts: np.ndarray) -> None:
+def store_images(
+    folder: Path, classes: Iterable[Iterable[np.ndarray]], counts: np.ndarray, shape: tuple[int, ...]
+) -> None:
     """Keep images in a weights folder.
 
     Args:
-        classes: of each class, its images, uint8 [C, H, W].
-        counts: how many of each class, int64 [classes]; at least one in all.
+        classes: of each class, its images, uint8 ``shape`` ([C, H, W]).
+        counts: how many of each class, int64 [classes].
     """
-    row, kept = 0, None
-    for images in classes:
-        for image in images:
-            if kept is None:
-                shape = (int(counts.sum()), *image.shape)
-                kept = np.lib.format.open_memmap(folder / _IMAGES, mode="w+", dtype=np.uint8, shape=shape)
-            kept[row] = image
-            row += 1
+    whole = (int(counts.sum()), *shape)
+    kept = np.lib.format.open_memmap(folder / _IMAGES, mode="w+", dtype=np.uint8, shape=whole)
+    for row, image in enumerate(itertools.chain.from_iterable(classes)):
+        kept[row] = image
+    kept.flush()
     np.save(folder / _COUNTS, counts)

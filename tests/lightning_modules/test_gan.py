@@ -23,6 +23,10 @@ def test_both_networks_see_the_label() -> None:
     generator, discriminator = ImageGenerator(1, 8, 3, 4).eval(), Discriminator(1, 8, 3, 4).eval()
     z, zero, one = torch.randn(5, 64), torch.zeros(5, dtype=torch.long), torch.ones(5, dtype=torch.long)
     images = generator(z, zero)
+    assert torch.equal(images, generator(z, one))  # at first
+    for norm in generator.norms:
+        torch.nn.init.normal_(norm.shift.weight)
+    images = generator(z, zero)
     assert not torch.allclose(images, generator(z, one))
     difference = discriminator(images, one) - discriminator(images, zero)
     embedding = discriminator.embedding.weight
