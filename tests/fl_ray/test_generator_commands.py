@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -219,14 +220,16 @@ def test_memory_does_not_grow_with_the_number_of_images(small: Callable[..., Run
 def test_a_million_images_of_a_class_begin_at_once(small: Callable[..., RunConfig], tmp_path: Path) -> None:
     synthesis = flat(small, 100, tmp_path)
     start = time.monotonic()
-    tracemalloc.start()
+    tracemalloc.start(10)
     stream = synthesis.stream(np.full(2, 1_000_000), 0)
     for _ in range(3):
         next(stream)
-    peak = tracemalloc.get_traced_memory()[1]
+    taken = tracemalloc.take_snapshot()
     tracemalloc.stop()
     stream.close()
-    assert peak < 3_000_000
+    # What this call holds, not what Ray's or MLflow's threads of the test session happen to allocate meanwhile.
+    held = taken.filter_traces([tracemalloc.Filter(True, inspect.getfile(Synthesis), all_frames=True)])
+    assert 0 < sum(trace.size for trace in held.traces) < 500_000
     assert time.monotonic() - start < 120  # to see that none of 20,000 blocks is there; making them takes far longer
 
 
