@@ -1,4 +1,4 @@
-"""The command line: ``fl-ray run | compare | quality | replay | pretrain | generate | partition | report | list``.
+"""The command line: ``fl-ray run | compare | quality | replay | plan | learning-curve | pretrain | generate | ...``.
 
 Heavy packages are imported by the commands (``fl_ray.commands``), so that ``--help`` answers at once.
 """
@@ -22,6 +22,8 @@ _COMMANDS = {  # in fl_ray.commands
     "compare": "experiments:compare",
     "quality": "synthesis:quality",
     "replay": "experiments:replay",
+    "plan": "planning:plan",
+    "learning-curve": "planning:learning_curve",
     "pretrain": "synthesis:pretrain",
     "generate": "synthesis:generate",
     "partition": "catalogue:partition",
@@ -36,6 +38,7 @@ _OPTIONS = ("--output", "--resume", "--seeds", "--jobs", "--help", "--version")
 _OWN = {  # options of one command alone: --round elsewhere means --rounds
     "replay": ("--round", "--client"),
     "quality": ("--per_class", "--runs", "--inception", "--clip"),
+    "learning-curve": ("--amounts",),
     "generate": ("--per_class", "--sampling_seed"),
 }
 _FLAGS = ("--debug", "--print_config")  # taken anywhere; jsonargparse keeps the name of the second for itself
@@ -82,6 +85,18 @@ def _parser() -> Any:
     generate.add_argument("--per_class", type=int, required=True, metavar="N", help="images of each class")
     generate.add_argument("--sampling_seed", type=int, default=None, metavar="S", help="default: the recipe's seed")
     generate.add_argument("--output", type=str, default=None, metavar="DIR", help="default: runs/NAME-images-DATE")
+    plan = command("plan", "plan synthetic data, frequency, bandwidth and power for least energy (FIMI)", _SETTINGS)
+    plan.add_argument("recipe", type=str, help="YAML file; allocation.compare lists searches to try beside each other")
+    plan.add_argument("--seeds", nargs="+", type=int, default=[], help="cells to compare searches on")
+    plan.add_argument("--output", type=str, default=None, metavar="DIR", help="default: runs/NAME-plan-DATE")
+    curve = command(
+        "learning-curve", "train at several amounts of data and fit the planner's learning curve", _SETTINGS
+    )
+    curve.add_argument("recipe", type=str, help="YAML file")
+    curve.add_argument("--amounts", nargs="+", type=int, default=[], help="samples per client; default: six up to all")
+    curve.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
+    curve.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time, each in its own process")
+    curve.add_argument("--output", type=str, default=None, metavar="DIR", help="goes on with what is there")
     partition = command("partition", "show who owns what, as a table and a figure", _SETTINGS)
     partition.add_argument("recipe", type=str, help="YAML file")
     partition.add_argument("--output", type=str, default=None, metavar="DIR", help="where the figure goes")

@@ -10,6 +10,7 @@ import numpy as np
 from fl_ray.errors import SettingError
 
 __all__ = [
+    "AllocationConfig",
     "AvailabilityConfig",
     "CheckpointConfig",
     "ClockConfig",
@@ -340,6 +341,53 @@ class ClockConfig:
 
 
 @dataclass
+class AllocationConfig:
+    """``allocation``: the limits of FIMI's plan (``fl_ray.allocation``), what it reckons with, and how it is found."""
+
+    t_max_s: float = 60.0
+    """Longest time of a round: computing and upload of every device, Tmax."""
+    error_max: float = 0.25
+    """Largest global error on the learning curve, Delta_max."""
+    d_gen_max: float = 5000.0
+    """Most synthetic samples of a device."""
+    quality: float = 1.0
+    """What a synthetic sample is worth on the learning curve, in (0, 1]; it costs as much as a real one."""
+    curve: str | dict[str, float] | None = None
+    """The file that ``fl-ray learning-curve`` wrote, or {alpha, beta, gamma}; default: 5, 0.4, 0.05 (not fitted)."""
+    upload_bits: float | None = None
+    """Default: the model's parameters and buffers in fp32."""
+    synthesis: bool = True
+    """Whether devices may get synthetic samples; without it the limit on the error is dropped."""
+    optimise: bool = True
+    """Whether f, b and p are planned for least energy; without it the planned amounts stay, and every device runs at
+    f_max and p_max on an even part of the band (its time may then be above t_max_s)."""
+    search: Literal["dual", "ce", "gradient", "random", "tpe", "cmaes", "gp", "nsga2", "nelder_mead"] = "dual"
+    evaluations: int = 6000
+    """Candidates that a search other than ``dual`` may look at."""
+    population: int = 100
+    elite: int = 10
+    std: float = 0.15
+    smoothing: float = 0.0
+    """Of ``ce``: candidates at a time, those that the next are drawn like, first deviation, share of the old."""
+    feasible_start: bool = True
+    """Start a search from a feasible time split; ``ce`` else starts at 0.5."""
+    compare: list[str] = field(default_factory=list)
+    """Searches that ``fl-ray plan`` tries beside each other, over all --seeds."""
+
+    def __post_init__(self) -> None:
+        for name in ("t_max_s", "error_max", "std"):
+            _require(getattr(self, name) > 0, f"allocation.{name}", getattr(self, name), "positive")
+        _require(self.d_gen_max >= 0, "allocation.d_gen_max", self.d_gen_max, "at least 0")
+        _require(0 < self.quality <= 1, "allocation.quality", self.quality, "in (0, 1]")
+        bits = self.upload_bits
+        _require(bits is None or bits > 0, "allocation.upload_bits", bits, "positive")
+        _require(self.evaluations >= 1, "allocation.evaluations", self.evaluations, "at least 1")
+        elite = 2 <= self.elite <= self.population
+        _require(elite, "allocation.elite", self.elite, f"in 2..allocation.population ({self.population})")
+        _require(0 <= self.smoothing < 1, "allocation.smoothing", self.smoothing, "in [0, 1)")
+
+
+@dataclass
 class StoppingConfig:
     """``early_stopping``: the run ends when the test accuracy has not risen for so many evaluations (0: never)."""
 
@@ -363,6 +411,7 @@ class RunConfig:
     generator: GeneratorConfig | None = None
     training: TrainingConfig = field(default_factory=TrainingConfig)
     fleet: FleetConfig = field(default_factory=FleetConfig)
+    allocation: AllocationConfig = field(default_factory=AllocationConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     ray: RayConfig = field(default_factory=RayConfig)
     rounds: int = 10

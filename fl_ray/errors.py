@@ -3,6 +3,7 @@
 __all__ = [
     "DataMissingError",
     "FlRayError",
+    "InfeasibleError",
     "LostActorsError",
     "OutputError",
     "PlacementError",
@@ -25,6 +26,12 @@ class SettingError(FlRayError, ValueError):
 
 class DataMissingError(FlRayError, FileNotFoundError):
     """A data set's files are not where they were looked for."""
+
+    exit_code = 2
+
+
+class InfeasibleError(FlRayError, ValueError):
+    """The limits of ``allocation`` leave no plan."""
 
     exit_code = 2
 

@@ -40,6 +40,7 @@ TOP_LEVEL = tuple(field.name for field in dataclasses.fields(cfg.RunConfig))
 _PLAIN_SECTIONS = {
     "training": cfg.TrainingConfig,
     "fleet": cfg.FleetConfig,
+    "allocation": cfg.AllocationConfig,
     "runtime": cfg.RuntimeConfig,
     "ray": cfg.RayConfig,
     "tracking": cfg.TrackingConfig,

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from fl_ray.config import FleetConfig
-from fl_ray.devices.fleet import Fleet
+from fl_ray.devices.fleet import Fleet, noise_w_hz
 
 __all__ = ["Ledger", "RoundCost", "round_cost", "server_time_s", "shannon_rate"]
 
@@ -63,7 +63,7 @@ def round_cost(
         fleet.bandwidth_share[cohort].sum() if total_share is None else total_share
     )
     band = config.bandwidth_hz * share
-    noise = 10 ** ((config.noise_dbm_hz - 30) / 10)
+    noise = noise_w_hz(config)
     gain, power, frequency = fleet.gain[cohort], fleet.power_w[cohort], fleet.frequency_hz[cohort]
     cycles = epochs * fleet.cycles_per_sample[cohort] * samples
     rate_up = shannon_rate(band, power, gain, noise)

@@ -12,7 +12,7 @@ from fl_ray.devices.traces import assign, read_availability, read_capacity
 from fl_ray.errors import SettingError
 from fl_ray.randomness import numpy_generator
 
-__all__ = ["Fleet", "draw_fleet", "path_gain"]
+__all__ = ["Fleet", "draw_fleet", "noise_w_hz", "path_gain"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,11 @@ _DRAWN = ("frequency_hz", "cycles_per_sample", "capacitance", "power_w", "gain",
 def path_gain(distance_m: np.ndarray, shadowing_db: np.ndarray) -> np.ndarray:
     """Channel power gain at path loss 128.1 + 37.6 log10(d / km) dB plus shadowing."""
     return 10 ** (-(128.1 + 37.6 * np.log10(np.asarray(distance_m) / 1000) + shadowing_db) / 10)
+
+
+def noise_w_hz(config: FleetConfig) -> float:
+    """Noise density N0 [W/Hz]."""
+    return float(10 ** ((config.noise_dbm_hz - 30) / 10))
 
 
 def draw_fleet(config: FleetConfig, clients: int, seed: int) -> Fleet:

@@ -19,6 +19,7 @@ __all__ = [
     "client_accuracy_figure",
     "gain_figure",
     "kappa_figure",
+    "new_figure",
     "partition_figure",
     "samples_png",
     "save_svg",
@@ -56,7 +57,8 @@ def _svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, Any]:
+def new_figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, Any]:
+    """An empty figure in the style of all, and its axes."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -71,7 +73,7 @@ def accuracy_figure(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], t
             time or energy of that round), shaded by one standard deviation.
         targets: dashed lines.
     """
-    figure, axes = _figure(11, 3.4, 3)
+    figure, axes = new_figure(11, 3.4, 3)
     kinds = (("round", "round"), ("virtual_time_s", "virtual time [s]"), ("energy_j", "energy of devices [J]"))
     for axis, (column, label) in zip(axes, kinds, strict=True):
         for number, (name, histories) in enumerate(runs.items()):
@@ -112,7 +114,7 @@ def client_accuracy_figure(tests: Mapping[str, Sequence[Sequence[float]]]) -> Fi
         tests: every client's accuracy by label, a list for each seed; a curve has the clients of all seeds. A dot marks
             the mean of the worst tenth (the mean over seeds).
     """
-    figure, (axis,) = _figure(6, 3.4)
+    figure, (axis,) = new_figure(6, 3.4)
     for number, (name, seeds) in enumerate(tests.items()):
         pooled = np.sort(np.concatenate([np.asarray(seed, dtype=float) for seed in seeds]))
         shares = np.arange(1, len(pooled) + 1) / len(pooled)
@@ -131,7 +133,7 @@ def client_accuracy_figure(tests: Mapping[str, Sequence[Sequence[float]]]) -> Fi
 
 def kappa_figure(kappas: Sequence[float]) -> Figure:
     """The weight of GenFL's augmented model in each round."""
-    figure, (axis,) = _figure(6, 2.6)
+    figure, (axis,) = new_figure(6, 2.6)
     axis.plot(range(1, len(kappas) + 1), kappas, marker="." if len(kappas) < 30 else None)
     axis.set_ylim(-0.02, 1.02)
     axis.set_xlabel("round")
@@ -156,7 +158,7 @@ def gain_figure(
     """
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
-    figure, axes = _figure(2.75 * columns, 2.5 * rows + 0.5, columns, rows)
+    figure, axes = new_figure(2.75 * columns, 2.5 * rows + 0.5, columns, rows)
     for axis, (title, values) in zip(axes, panels.items(), strict=False):
         for number, (label, gain, spread, value) in enumerate(zip(labels, gains, spreads, values, strict=True)):
             if value is not None:
@@ -185,7 +187,7 @@ def gain_figure(
 def partition_figure(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     """Clients against classes, the bubble's area being the number of samples; int [clients, classes]."""
     shown = counts[:_SHOWN_CLIENTS]
-    figure, (axis,) = _figure(min(11, 2.5 + 0.16 * len(shown)), min(9, 1.4 + 0.24 * len(classes)))
+    figure, (axis,) = new_figure(min(11, 2.5 + 0.16 * len(shown)), min(9, 1.4 + 0.24 * len(classes)))
     clients, labels = np.nonzero(shown)
     area = shown[clients, labels] / max(shown.max(), 1) * 180
     axis.scatter(clients, labels, s=np.maximum(area, 1.5), color="C0", alpha=0.7, linewidth=0)
@@ -205,7 +207,7 @@ def timeline_figure(rounds: Sequence[Mapping[str, Any]]) -> Figure:
     """Down-link, computing and uplink of each device over the virtual time of a few rounds."""
     clients = sorted({client for entry in rounds for client in entry["clients"]})
     row_of = {client: row for row, client in enumerate(clients)}
-    figure, (axis,) = _figure(10, min(8, 1.2 + 0.2 * len(clients)))
+    figure, (axis,) = new_figure(10, min(8, 1.2 + 0.2 * len(clients)))
     parts = (("t_down_s", "down-link", "C2"), ("t_cmp_s", "computing", "C0"), ("t_up_s", "uplink", "C1"))
     for entry in rounds:
         rows = [row_of[client] for client in entry["clients"]]

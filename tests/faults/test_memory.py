@@ -1,6 +1,7 @@
 """Memory over many rounds, with a large cohort and with a large population."""
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,6 @@ from typing import Any
 import psutil
 import pytest
 import ray
-from ray._private.internal_api import node_stats
 
 from fl_ray.config import RayConfig, RunConfig, RuntimeConfig
 from fl_ray.experiment import Experiment
@@ -38,7 +38,9 @@ class Meter(Progress):
         pids = ray.get([actor.__ray_call__.remote(lambda self: os.getpid()) for actor in self.runtime._actors])
         sizes = {f"actor {index}": psutil.Process(pid).memory_info().rss / 1e6 for index, pid in enumerate(pids)}
         sizes["driver"] = psutil.Process().memory_info().rss / 1e6
-        sizes["objects"] = node_stats().store_stats.object_store_bytes_used / 1e6
+        time.sleep(2)  # the raylet reports what its store holds about once a second
+        kind = "object_store_memory"
+        sizes["objects"] = (ray.cluster_resources()[kind] - ray.available_resources()[kind]) / 1e6
         self.seen.append(sizes)
 
 

@@ -1,5 +1,6 @@
 """A cluster of three nodes (raylets) on this machine: placement, and a node that goes away in a round."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +45,8 @@ if remove:
 experiment.run()
 nodes = ray.get([actor.__ray_call__.remote(lambda self: ray.get_runtime_context().get_node_id())
                  for index, actor in enumerate(runtime._actors) if index in runtime._live()])
-print(json.dumps({"nodes": len(set(nodes)), "live": len(nodes), "lost": sum("is lost" in line for line in told)}))
+found = {"nodes": len(set(nodes)), "live": len(nodes), "lost": sum("is lost" in line for line in told)}
+(folder / "found.json").write_text(json.dumps(found))
 runtime.close()
 ray.shutdown()
 cluster.shutdown()
@@ -54,8 +56,6 @@ assert_same_run(folder / "whole", output)
 
 def on_three_nodes(folder: Path, strategy: str, remove: bool) -> dict:
     """Run the recipe there; it must equal the run in process. How many nodes and actors were there at the end."""
-    import json
-
     from tests.faults.driving import recipe, run
 
     path = recipe(folder, rounds=12, tracking={"enabled": False})
@@ -63,7 +63,7 @@ def on_three_nodes(folder: Path, strategy: str, remove: bool) -> dict:
     command = [sys.executable, "-c", SCRIPT, str(folder), strategy, "remove" if remove else "keep"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return json.loads((folder / "found.json").read_text())
 
 
 @pytest.mark.parametrize(("strategy", "nodes"), [("STRICT_SPREAD", 3), ("PACK", 2)])
