@@ -7,7 +7,7 @@ scipy only; no Ray, no torch.
 
 Problem (P1), over D_i (local and synthetic samples), f_i, b_i, p_i and the time split rho_i of each device i:
 
-    minimise  sum_i  eps_i k_i D_i f_i^2  +  p_i S / r_i                       k_i = tau c_i,  r_i = b_i log2(1 + p_i h_i / (N0 b_i))
+    minimise    sum_i  eps_i k_i D_i f_i^2  +  p_i S / r_i,    k_i = tau c_i,  r_i = b_i log2(1 + p_i h_i / (N0 b_i))
     subject to  sum_i w_i (alpha (D_loc_i + q (D_i - D_loc_i))^-beta + gamma) <= Delta_max
                 k_i D_i / f_i <= rho_i T_max,   S / r_i <= (1 - rho_i) T_max,   sum_i b_i <= B
                 f_min_i <= f_i <= f_max_i,   0 < p_i <= p_max_i,   D_loc_i <= D_i <= D_loc_i + D_gen_max

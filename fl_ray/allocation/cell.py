@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,7 @@ class Cell:
     t_max_s: float = 60.0
     error_max: float = 0.25
     d_gen_max: float = 5000.0
-    curve: LearningCurve = LearningCurve()
+    curve: LearningCurve = field(default_factory=LearningCurve)
     quality: float = 1.0
 
     def __post_init__(self) -> None:
