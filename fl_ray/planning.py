@@ -27,8 +27,8 @@ def cell_of(config: RunConfig, data: FederatedData, fleet: Fleet) -> Cell:
     """
     if config.cohort_size < config.data.clients:
         raise SettingError(
-            f"clients_per_round is {config.clients_per_round}, but a plan splits the band over all {config.data.clients}"
-            " clients; leave clients_per_round out"
+            f"clients_per_round is {config.clients_per_round}, but a plan splits the band over all "
+            f"{config.data.clients} clients; leave clients_per_round out"
         )
     if fleet.rate_bps is not None:
         raise SettingError(

@@ -285,9 +285,8 @@ def _least_time(cell: Cell) -> float:
 
 
 def central_split(cell: Cell) -> np.ndarray:
-    """A feasible rho [devices] of a feasible cell, with room to all limits where there is any: halfway between the
-    splits with the smallest error and those that just reach the wanted one with least bandwidth. (The feasible splits are
-    a convex set.)
+    """A feasible rho [devices] of a feasible cell, with room to all limits where there is any: halfway from the splits
+    with the smallest error towards those that just reach the wanted one (feasible splits are a convex set).
     """
     low, _ = split_limits(cell)
     _, best = _least_error(cell)

@@ -1,4 +1,4 @@
-"""The inner problems in cvxpy (Clarabel): what the closed forms must equal. For tests and benchmarks; nothing runs on it."""
+"""The inner problems in cvxpy (Clarabel): what the closed forms must equal, for tests and benchmarks alone."""
 
 from __future__ import annotations
 

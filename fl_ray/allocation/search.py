@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -90,10 +91,8 @@ def search(cell: Cell, name: str, settings: SearchSettings) -> Evaluator:
     """
     start = central_split(cell).clip(LOW, HIGH) if settings.feasible_start else None
     evaluator = Evaluator(cell, settings.evaluations)
-    try:
+    with suppress(_SpentError):
         _RUN[name](evaluator, start, settings)
-    except _SpentError:
-        pass
     return evaluator
 
 
