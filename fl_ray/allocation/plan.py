@@ -155,7 +155,7 @@ def make_plan(cell: Cell, config: AllocationConfig, seed: int = 0) -> Plan:
         if found.best_rho is None:
             raise InfeasibleError(
                 f"allocation.search {config.search} found no feasible plan in {len(found.history_j)} candidates, "
-                "though there is one: raise allocation.evaluations, set allocation.feasible_start true, or take search dual"
+                "but there is one: raise allocation.evaluations, set allocation.feasible_start true, or search dual"
             )
         rho, history = found.best_rho, found.history_j
     plan = _plan_at(cell, rho, config.search, exact.lower_bound_j, history, error_price, band_price)
