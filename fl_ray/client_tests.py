@@ -9,9 +9,12 @@ import numpy as np
 
 from fl_ray.context import RunContext
 from fl_ray.methods.base import Method
+from fl_ray.randomness import numpy_generator
 from fl_ray.summary import worst_decile
 
-__all__ = ["client_accuracy", "evaluate_clients"]
+__all__ = ["client_accuracy", "evaluate_clients", "gradient_cosine"]
+
+IID_SAMPLES = 2000  # that the gradient on IID data is taken on
 
 
 def evaluate_clients(run: RunContext, method: Method, weights: np.ndarray, number: int) -> list[dict[str, Any]]:
@@ -30,6 +33,20 @@ def evaluate_clients(run: RunContext, method: Method, weights: np.ndarray, numbe
         for client, entry in zip(clients, found, strict=True)
         if entry is not None
     ]
+
+
+def gradient_cosine(run: RunContext, weights: np.ndarray) -> float:
+    """Mean cosine of the clients' gradients at ``weights``, each on all its images, synthetic ones too, with the
+    gradient on real images drawn evenly from all clients' (FIMI's measure of how IID the clients' data look).
+    """
+    real = run.data.partition.owned()
+    if run.data.synthetic_from is not None:
+        real = real[real < run.data.synthetic_from]
+    rng = numpy_generator(run.config.seed, "gradient_cosine")
+    rows = np.sort(rng.permutation(real)[:IID_SAMPLES])
+    clients = np.flatnonzero(run.data.partition.sizes > 0).tolist()
+    with run.phases.phase("evaluate"):
+        return float(np.mean(run.runtime.gradient_cosines(weights, clients, rows)))
 
 
 def client_accuracy(rows: Sequence[dict[str, Any]]) -> dict[str, float]:

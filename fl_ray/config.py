@@ -426,6 +426,8 @@ class RunConfig:
     """Evaluate after every so many rounds, and after the last."""
     evaluate_clients_every: int = 0
     """Test every client on its own held-out images (data.client_test_fraction) after so many rounds; 0: at the end."""
+    gradient_cosine_every: int = 0
+    """Compare the clients' gradients with that on IID data after so many rounds; 0: never."""
     seed: int = 0
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -438,7 +440,8 @@ class RunConfig:
         _require(self.rounds >= 1, "rounds", self.rounds, "at least 1")
         _require(self.seed >= 0, "seed", self.seed, "at least 0")
         _require(self.evaluate_every >= 1, "evaluate_every", self.evaluate_every, "at least 1")
-        _require(self.evaluate_clients_every >= 0, "evaluate_clients_every", self.evaluate_clients_every, "at least 0")
+        for name in ("evaluate_clients_every", "gradient_cosine_every"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         asked = self.clock.buffer_size if self.clock.mode == "asynchronous" else self.cohort_size
         least = self.runtime.min_clients
         _require(least <= asked, "runtime.min_clients", least, f"at most {asked}, the updates that a round can bring")

@@ -15,7 +15,7 @@ import numpy as np
 
 from fl_ray import checkpoint
 from fl_ray.artifacts import end_tracking, is_one_model, log_model, write_models, write_samples
-from fl_ray.client_tests import client_accuracy, evaluate_clients
+from fl_ray.client_tests import client_accuracy, evaluate_clients, gradient_cosine
 from fl_ray.config import Component, RunConfig
 from fl_ray.context import RunContext
 from fl_ray.data.parts import FederatedData, prepare
@@ -240,6 +240,8 @@ class Experiment:
         if every and number % every == 0:
             found = self._test_clients(context, number)
             row |= {name: found[key] for name, key in CLIENT_RESULTS.items()}
+        if self.config.gradient_cosine_every and number % self.config.gradient_cosine_every == 0:
+            row["gradient_cosine"] = gradient_cosine(context, report.weights)
         self.folder.add_history(row)
         if self.tracker is not None:
             self.tracker.round(row | context.metrics)

@@ -53,7 +53,8 @@ def make_context(
     synthesis: Synthesis | None,
 ) -> tuple[RunContext, np.ndarray]:
     """The run's parts, with the backend opened; and the weights that it starts from."""
-    fleet = draw_fleet(config.fleet, config.data.clients, config.seed)
+    given = data
+    data, fleet = method.equip(config, given, draw_fleet(config.fleet, config.data.clients, config.seed), synthesis)
     shape = ImageShape.of(data.source)
     layout = WeightLayout(build_module(config.model, shape, config.training))
     # What isn't sent isn't compressed either.
@@ -75,9 +76,12 @@ def make_context(
         ledger=synthesis.spent() if synthesis is not None else Ledger(),
     )
     with context.phases.phase("start"):
-        runtime.open(job, arrays, config.fleet, fleet.tier, config.cohort_size)
+        runtime.open(job, arrays, config.fleet, fleet, config.cohort_size)
     seen = runtime.shared()  # in Ray's shared memory: the driver needs no second copy
     data.images, data.labels = data.source.images, data.source.labels = seen.images, seen.labels
+    if given is not data:  # with synthetic images behind the real ones
+        real = len(given.images)
+        given.images, given.labels = given.source.images, given.source.labels = seen.images[:real], seen.labels[:real]
     return context, initial_weights(config.model, shape, config.training, config.seed)
 
 

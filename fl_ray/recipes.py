@@ -195,6 +195,7 @@ class _Scalars:
     clients_per_round: int | None = None
     evaluate_every: int = 1
     evaluate_clients_every: int = 0
+    gradient_cosine_every: int = 0
     seed: int = 0
     compare: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     targets: list[float] = dataclasses.field(default_factory=list)

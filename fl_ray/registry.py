@@ -41,6 +41,12 @@ REGISTRY: dict[str, dict[str, Entry]] = {
         "genfl_pretrain": Entry(
             "fl_ray.methods.genfl_pretrain:GenFLPretrain", "fedavg from a model pre-trained on synthetic images"
         ),
+        "fimi": Entry("fl_ray.methods.fimi:FIMI", "fedavg on local and planned synthetic data, at least energy"),
+        "tfl": Entry("fl_ray.methods.fimi:TFL", "FIMI's baseline: planned resources, no synthesis"),
+        "hdc": Entry("fl_ray.methods.fimi:HDC", "FIMI's baseline: classes filled up whatever the energy"),
+        "semi": Entry("fl_ray.methods.fimi_server:SEMI", "FIMI's baseline: a server's model joins the average"),
+        "sst": Entry("fl_ray.methods.fimi_server:SST", "FIMI's baseline: the average is fine-tuned at the server"),
+        "clsd": Entry("fl_ray.methods.fimi_server:CLSD", "FIMI's baseline: one model on synthetic data alone"),
         "local_only": Entry("fl_ray.methods.reference:LocalOnly", "every client by itself; mean over clients' models"),
         "centralised": Entry(
             "fl_ray.methods.reference:Centralised", "one model on the pooled client data: the ceiling"

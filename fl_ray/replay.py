@@ -149,6 +149,7 @@ def _start_of(context: RunContext, method: Method, weights: np.ndarray, number: 
 
 
 def _train(context: RunContext, method: Method, weights: np.ndarray, number: int, client: int) -> list[Replayed]:
+    method.begin_round(context, number - 1)
     plan = context.schedule.plan(context, method, number - 1, weights)
     places = np.flatnonzero(plan.cohort == client).tolist()
     if not places:

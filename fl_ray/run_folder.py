@@ -37,6 +37,7 @@ HISTORY_COLUMNS = (
     "test_loss",
     "client_accuracy",
     "client_accuracy_worst_decile",
+    "gradient_cosine",
     "wall_s",
 )
 CLIENT_COLUMNS = ("round", "client", "samples", "accuracy", "loss")

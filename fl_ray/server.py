@@ -46,6 +46,7 @@ def rounds(run: RunContext, method: Method, weights: np.ndarray, done: int = 0) 
     ended = time.perf_counter()
     for number in range(done, config.rounds):
         asked, plan = run.ledger.virtual_time_s, None
+        method.begin_round(run, number)
         with run.phases.phase("dispatch"):
             if method.trains_clients:
                 plan = run.schedule.plan(run, method, number, weights)
@@ -63,8 +64,9 @@ def rounds(run: RunContext, method: Method, weights: np.ndarray, done: int = 0) 
             weights = method.aggregate(run, number, weights, result)
         samples = method.server_samples(run, number)
         run.ledger.samples_trained += samples
-        server_ends = virtual + server_time_s(run.config.fleet, run.fleet, samples)
-        run.ledger.advance(max(server_ends, plan.ends_s if plan is not None else 0.0))
+        clients_end = plan.ends_s if plan is not None else virtual
+        server_starts = clients_end if method.server_waits else virtual
+        run.ledger.advance(max(clients_end, server_starts + server_time_s(run.config.fleet, run.fleet, samples)))
         if config.runtime.emulate == "realtime":  # waiting for late, lost and absent clients takes wall time, too
             with run.phases.phase("train"):
                 lasts = (run.ledger.virtual_time_s - asked) * config.runtime.time_scale

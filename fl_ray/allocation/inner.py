@@ -188,7 +188,8 @@ def least_bandwidth_slope(cell: Cell, time_s: np.ndarray, least: np.ndarray) -> 
     small = np.minimum(x, 1e-3)  # there the difference cancels
     series = small**2 * (1 / 2 - small * (2 / 3 - small * (3 / 4 - small * (4 / 5 - small * 5 / 6))))
     rate_slope = np.where(x <= 1e-3, series, np.log1p(x) - x / (1 + x)) / _LN2
-    return cell.upload_bits / (time_s**2 * rate_slope)
+    with np.errstate(divide="ignore"):  # no bandwidth is enough: any more time is worth everything
+        return cell.upload_bits / (time_s**2 * rate_slope)
 
 
 def best_bandwidth(cell: Cell, time_s: np.ndarray, multiplier: np.ndarray, least: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from fl_ray.allocation.search import SearchSettings, search
 from fl_ray.config import AllocationConfig
 from fl_ray.errors import InfeasibleError, SettingError
 
-__all__ = ["Plan", "class_amounts", "make_plan"]
+__all__ = ["Plan", "class_amounts", "filled_plan", "make_plan"]
 
 _AT = 1e-6  # relative distance at which a limit counts as reached
 
@@ -222,17 +222,31 @@ def at_full_power(plan: Plan) -> Plan:
     samples = cell.d_loc + plan.d_gen
     band = np.full(cell.devices, cell.bandwidth_hz / cell.devices)
     rate = band * np.log2(1 + cell.p_max_w * cell.gain / (cell.noise_w_hz * band))
-    t_com = cell.upload_bits / rate
+    t_cmp, t_com = cell.cycles * samples / cell.f_max_hz, cell.upload_bits / rate
     return replace(
         plan,
+        rho=t_cmp / (t_cmp + t_com),
         f_hz=cell.f_max_hz.copy(),
         b_hz=band,
         p_w=cell.p_max_w.copy(),
-        t_cmp_s=cell.cycles * samples / cell.f_max_hz,
+        t_cmp_s=t_cmp,
         t_com_s=t_com,
         e_cmp_j=cell.capacitance * cell.cycles * samples * cell.f_max_hz**2,
         e_com_j=cell.p_max_w * t_com,
     )
+
+
+def filled_plan(cell: Cell, amounts: np.ndarray, name: str) -> Plan:
+    """A plan of amounts that were chosen elsewhere, at f_max and p_max on even parts of the band. It may break the
+    limits on time and error; its lower bound is 0: there is no certificate.
+
+    Args:
+        amounts: int64 [devices, classes].
+    """
+    empty = np.zeros(cell.devices)
+    d_gen = amounts.sum(axis=1).astype(np.float64)
+    error = float(cell.error(cell.d_loc + d_gen))
+    return at_full_power(Plan(cell, name, d_gen, amounts, *[empty] * 8, error=error, lower_bound_j=0.0))
 
 
 def class_amounts(cell: Cell, d_gen: np.ndarray) -> np.ndarray:

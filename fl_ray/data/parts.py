@@ -50,6 +50,7 @@ class FederatedData:
         held_out: rows kept for testing on each client (none where ``client_test_fraction`` is 0).
         public: rows that the server may use.
         reserve: rows that nobody but the control generator ``real`` uses.
+        synthetic_from: the first row of ``images`` that is a synthetic one; None: there are none.
     """
 
     source: ImageData
@@ -61,11 +62,43 @@ class FederatedData:
     held_out: Rows
     public: np.ndarray
     reserve: np.ndarray
+    synthetic_from: int | None = None
 
     def counts(self, clients: np.ndarray | None = None) -> np.ndarray:
         """Training samples of each class at the given clients (default: all), int64 [clients, classes]."""
         chosen = np.arange(len(self.partition)) if clients is None else clients
         return label_counts(self.partition, chosen, self.labels, self.num_classes)
+
+    def with_synthetic(self, images: np.ndarray, amounts: np.ndarray) -> FederatedData:
+        """The same with synthetic images at the clients, each image at one of them.
+
+        Args:
+            images: uint8 [sum of amounts, C, H, W], ordered by class and, within a class, by client.
+            amounts: int64 [clients, classes].
+
+        Raises:
+            SettingError: the partition has no rows of its own for each client.
+        """
+        if not isinstance(self.partition, Partition):
+            raise SettingError(
+                "data.partition resampled: its clients share samples, and can't be given synthetic ones; take another"
+            )
+        by_class = amounts.T.ravel()  # class by class, client by client, as the images come
+        labels = np.repeat(np.repeat(np.arange(amounts.shape[1]), len(amounts)), by_class)
+        owners = np.repeat(np.tile(np.arange(len(amounts)), amounts.shape[1]), by_class)
+        order, first = np.argsort(owners, kind="stable"), len(self.images)
+        given = np.split(first + order, np.cumsum(amounts.sum(axis=1))[:-1])
+        rows = [np.concatenate([self.partition.of(client), own]) for client, own in enumerate(given)]
+        offsets = np.concatenate([[0], np.cumsum([len(own) for own in rows])])
+        everything, all_labels = np.concatenate([self.images, images]), np.concatenate([self.labels, labels])
+        return replace(
+            self,
+            source=replace(self.source, images=everything, labels=all_labels),
+            images=everything,
+            labels=all_labels,
+            partition=Partition(np.concatenate(rows), offsets),
+            synthetic_from=first,
+        )
 
     @property
     def num_classes(self) -> int:

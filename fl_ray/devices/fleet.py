@@ -12,7 +12,7 @@ from fl_ray.devices.traces import assign, read_availability, read_capacity
 from fl_ray.errors import SettingError
 from fl_ray.randomness import numpy_generator
 
-__all__ = ["Fleet", "draw_fleet", "noise_w_hz", "path_gain"]
+__all__ = ["Fleet", "draw_fleet", "noise_w_hz", "path_gain", "redraw_channels"]
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,12 @@ class Fleet:
     power_w: np.ndarray
     gain: np.ndarray
     bandwidth_share: np.ndarray
+    distance_m: np.ndarray
     rate_bps: np.ndarray | None = None
     availability: Availability | None = None
 
 
-_DRAWN = ("frequency_hz", "cycles_per_sample", "capacitance", "power_w", "gain", "bandwidth_share")
+_DRAWN = ("frequency_hz", "cycles_per_sample", "capacitance", "power_w", "gain", "bandwidth_share", "distance_m")
 
 
 def path_gain(distance_m: np.ndarray, shadowing_db: np.ndarray) -> np.ndarray:
@@ -74,6 +75,13 @@ def draw_fleet(config: FleetConfig, clients: int, seed: int) -> Fleet:
     return fleet if config.trace is None else _traced(fleet, config.trace, clients, seed)
 
 
+def redraw_channels(config: FleetConfig, fleet: Fleet, seed: int, number: int) -> Fleet:
+    """The fleet with its shadowing drawn anew, by the key (seed, "channels", number)."""
+    deviation = np.array([tier.shadowing_db for tier in config.tiers])[fleet.tier]
+    shadowing = numpy_generator(seed, "channels", number).normal(0, deviation)
+    return replace(fleet, gain=path_gain(fleet.distance_m, shadowing))
+
+
 def _traced(fleet: Fleet, trace: TraceConfig, clients: int, seed: int) -> Fleet:
     """With measured times in place of the tiers'. Energy stays the model's, at the drawn frequency and power: the
     cycles are those that take the measured time at this frequency, and the radio sends for as long as measured.
@@ -108,4 +116,5 @@ def _draw_tier(tier: TierConfig, count: int, rng: np.random.Generator) -> dict[s
         "power_w": draw(tier.power_w),
         "gain": path_gain(distance, rng.normal(0, tier.shadowing_db, count)),
         "bandwidth_share": np.full(count, tier.bandwidth),
+        "distance_m": distance,
     }

@@ -7,9 +7,13 @@ from typing import Literal
 
 import numpy as np
 
+from fl_ray.config import RunConfig
 from fl_ray.context import RunContext
+from fl_ray.data.parts import FederatedData
+from fl_ray.devices.fleet import Fleet
 from fl_ray.runtime.base import RoundResult
 from fl_ray.runtime.tasks import Evaluation, Task
+from fl_ray.synthesis import Synthesis
 
 __all__ = ["Method"]
 
@@ -26,6 +30,7 @@ class Method(ABC):
         weighs_clients: a client's share counts in the average.
         asynchronous: updates of clients that started from different versions may be averaged.
         starts_with_work: ``start`` takes so long that its result is kept before the first round.
+        server_waits: what the server trains on begins when the clients are done, not beside them.
         proximal: mu of a term mu/2 ||w - start||^2 that is added to every client's loss.
     """
 
@@ -37,6 +42,13 @@ class Method(ABC):
     asynchronous: bool = False
     proximal: float = 0.0
     starts_with_work: bool = False
+    server_waits: bool = False
+
+    def equip(
+        self, config: RunConfig, data: FederatedData, fleet: Fleet, synthesis: Synthesis | None
+    ) -> tuple[FederatedData, Fleet]:
+        """What the clients have and how their devices run, before anything starts; also where a run is resumed."""
+        return data, fleet
 
     def setup(self, run: RunContext) -> None:
         """Once, before round 0."""
@@ -44,6 +56,9 @@ class Method(ABC):
     def start(self, run: RunContext, weights: np.ndarray) -> np.ndarray:
         """The weights of round 0, of those that were drawn; after ``setup``, and not where a run is resumed."""
         return weights
+
+    def begin_round(self, run: RunContext, round_number: int) -> None:
+        """First of all in a round; it may change ``run.fleet``, by the round's number alone."""
 
     def cohort(self, run: RunContext, round_number: int, weights: np.ndarray) -> np.ndarray:
         """The clients of a round, in ascending order: as ``sampling`` chooses them."""

@@ -12,7 +12,7 @@ from fl_ray.methods.base import Method
 from fl_ray.runtime.base import Pending, RoundResult
 from fl_ray.runtime.tasks import Evaluation, Task
 
-__all__ = ["Centralised", "LocalOnly", "PublicOnly"]
+__all__ = ["Centralised", "LocalOnly", "PublicOnly", "ServerOnly"]
 
 
 class LocalOnly(Method):
@@ -55,7 +55,7 @@ class LocalOnly(Method):
         self._own = {int(client): own for client, own in state.items()}
 
 
-class _ServerOnly(Method):
+class ServerOnly(Method):
     """One model that the server trains by itself on fixed images; the optimiser starts afresh each round.
 
     Args:
@@ -74,13 +74,13 @@ class _ServerOnly(Method):
         self._loss = float("nan")
 
     @abstractmethod
-    def rows(self, run: RunContext) -> np.ndarray:
-        """The images it may use, as rows of ``run.data.images``."""
+    def own_images(self, run: RunContext) -> tuple[np.ndarray, np.ndarray]:
+        """The images and labels that it may use."""
 
     def setup(self, run: RunContext) -> None:
-        rows = self.rows(run)
-        self._count = len(rows)
-        self._images = run.runtime.put(run.data.images[rows], run.data.labels[rows])
+        images, labels = self.own_images(run)
+        self._count = len(labels)
+        self._images = run.runtime.put(images, labels)
 
     def before_training(self, run: RunContext, round_number: int, weights: np.ndarray, cohort: np.ndarray) -> None:
         self._pending = run.runtime.train_on_server(self._images, weights, round_number, self._epochs(run))
@@ -101,20 +101,21 @@ class _ServerOnly(Method):
         return self._loss
 
 
-class Centralised(_ServerOnly):
+class Centralised(ServerOnly):
     """One model on all clients' training images pooled: the ceiling."""
 
-    def rows(self, run: RunContext) -> np.ndarray:
-        return run.data.partition.owned()
+    def own_images(self, run: RunContext) -> tuple[np.ndarray, np.ndarray]:
+        rows = run.data.partition.owned()
+        return run.data.images[rows], run.data.labels[rows]
 
 
-class PublicOnly(_ServerOnly):
+class PublicOnly(ServerOnly):
     """The same model on exactly the public real images that the generator saw.
 
     Without this row a table flatters synthesis: what synthetic images bring, the real ones behind them may bring, too.
     """
 
-    def rows(self, run: RunContext) -> np.ndarray:
+    def own_images(self, run: RunContext) -> tuple[np.ndarray, np.ndarray]:
         if len(run.data.public) == 0:
             raise SettingError("public_only: data.public_fraction is 0, so there are no public images; raise it")
-        return run.data.public
+        return run.data.public_images, run.data.public_labels

@@ -14,6 +14,7 @@ import numpy as np
 
 from fl_ray.aggregation import ExactSum, combine
 from fl_ray.config import FleetConfig, TrainingConfig
+from fl_ray.devices.fleet import Fleet
 from fl_ray.runtime.tasks import (
     ClientRecord,
     Evaluation,
@@ -103,8 +104,8 @@ class Runtime(ABC):
         self.paths: dict[str, tuple[TrainingPath, str]] = {}
 
     @abstractmethod
-    def open(self, job: Job, data: JobData, fleet: FleetConfig, tier_of: np.ndarray, cohort_size: int) -> None:
-        """Get ready for a run; ``tier_of`` is each client's tier number."""
+    def open(self, job: Job, data: JobData, config: FleetConfig, fleet: Fleet, cohort_size: int) -> None:
+        """Get ready for a run on these devices."""
 
     @abstractmethod
     def shared(self) -> JobData:
@@ -136,6 +137,10 @@ class Runtime(ABC):
         """Clients' models on their own images of a part (None where one has none); the key None is all clients'
         model.
         """
+
+    @abstractmethod
+    def gradient_cosines(self, weights: np.ndarray, clients: Sequence[int], rows: np.ndarray) -> list[float]:
+        """Cosine of each client's gradient with that on ``rows`` of the images; see ``ClientHost.gradient``."""
 
     @abstractmethod
     def put(self, images: np.ndarray, labels: np.ndarray) -> Any:

@@ -15,7 +15,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
 from fl_ray.aggregation import ExactSum
 from fl_ray.config import TrainingConfig
@@ -25,9 +24,9 @@ from fl_ray.randomness import numpy_generator, seeded_torch
 from fl_ray.runtime import memory
 from fl_ray.runtime.base import sum_evaluations
 from fl_ray.runtime.batched import BatchedClients, BatchedTraining
+from fl_ray.runtime.host_tests import HostTests
 from fl_ray.runtime.local_training import Correction, Key, has_batch_norm, lr_factor, train_locally
 from fl_ray.runtime.tasks import (
-    EVALUATION_BLOCK,
     ClientRecord,
     Evaluation,
     Job,
@@ -62,7 +61,7 @@ class _Outcome:
     raised: str | None = None
 
 
-class ClientHost:
+class ClientHost(HostTests):
     """Holds the module and the data; ``device`` is where it computes.
 
     Args:
@@ -281,10 +280,6 @@ class ClientHost:
         around = [tensor.to(self.device) for tensor in self.layout.parameters(start)] if settings.proximal else []
         return Correction(settings.proximal, around, self._offset(task))
 
-    def _inputs(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        x = self._shape.normalise(self.data.images[rows], self.device)
-        return x, torch.from_numpy(self.data.labels[rows]).to(self.device)
-
     def _fit(
         self,
         x: torch.Tensor,
@@ -359,13 +354,6 @@ class ClientHost:
             self._fit(x, y, 0, key, epochs, training=training, after_epoch=test)
         return found
 
-    def _real_blocks(self, training_part: bool) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        yield from (self._test_block(block) for block in range(self.data.test_blocks))
-        rows = self.data.partition.owned() if training_part else np.empty(0, dtype=np.int64)
-        for start in range(0, len(rows), EVALUATION_BLOCK):
-            x, y = self._inputs(rows[start : start + EVALUATION_BLOCK])
-            yield x.contiguous(memory_format=self._format), y
-
     @contextmanager
     def _optimised_by(self, training: TrainingConfig | None) -> Iterator[None]:
         """Another optimiser than the clients', where the module takes one; a user's own keeps its own."""
@@ -379,54 +367,9 @@ class ClientHost:
         finally:
             self.module.optimizer_settings = before
 
-    def evaluate_test(self, weights: np.ndarray, blocks: list[int]) -> list[Evaluation]:
-        """Evaluate on blocks of the global test images."""
-        self.layout.write(torch.from_numpy(weights))
-        return [self._evaluate(*self._test_block(block)) for block in blocks]
-
-    def _test_block(self, block: int) -> tuple[torch.Tensor, torch.Tensor]:
-        if block not in self._test:  # normalised once, then kept
-            self._test[block] = self._block(self.data.test_images, self.data.test_labels, block)
-        return self._test[block]
-
-    def _block(self, images: np.ndarray, labels: np.ndarray, block: int) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = slice(block * EVALUATION_BLOCK, (block + 1) * EVALUATION_BLOCK)
-        x = self._shape.normalise(images[rows], self.device)
-        return x.contiguous(memory_format=self._format), torch.from_numpy(labels[rows]).to(self.device)
-
-    def evaluate_on(self, images: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> Evaluation:
-        """Evaluate on images that are no part of the run's own."""
-        self.layout.write(torch.from_numpy(weights))
-        blocks = range(-(-len(labels) // EVALUATION_BLOCK))
-        return sum_evaluations([self._evaluate(*self._block(images, labels, block)) for block in blocks])
-
-    def evaluate_clients(self, weights: np.ndarray, clients: list[int], part: str) -> list[Evaluation | None]:
-        """Evaluate on each client's own images of a part (``held_out`` or ``partition``); None where it has none."""
-        self.layout.write(torch.from_numpy(weights))
-        found: list[Evaluation | None] = []
-        for client in clients:
-            rows = getattr(self.data, part).of(client)
-            if len(rows) == 0:
-                found.append(None)
-                continue
-            x, y = self._inputs(rows)
-            found.append(self._evaluate(x.contiguous(memory_format=self._format), y))
-        return found
-
     def peak_memory_mb(self) -> float:
         """Of this process."""
         return memory.peak_memory_mb()
-
-    @torch.no_grad()
-    def _evaluate(self, x: torch.Tensor, y: torch.Tensor) -> Evaluation:
-        self.module.eval()
-        if hasattr(self.module, "evaluation"):  # no classifier: it says itself how good it is
-            correct, loss = self.module.evaluation(x, y)
-            return Evaluation(int(correct), float(loss), len(y))
-        logits = self.module(x)
-        correct = int((logits.argmax(dim=1) == y).sum())
-        loss = float(functional.cross_entropy(logits.double(), y, reduction="sum"))
-        return Evaluation(correct, loss, len(y))
 
 
 def _turn(task: Task, settings: RoundSettings) -> int:

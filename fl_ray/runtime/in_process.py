@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from fl_ray.config import FleetConfig, TrainingConfig
+from fl_ray.devices.fleet import Fleet
 from fl_ray.runtime.base import ClientPart, Phases, RoundResult, Runtime, merge, sum_evaluations
 from fl_ray.runtime.host import ClientHost
 from fl_ray.runtime.memory import peak_memory_mb
@@ -30,7 +31,7 @@ class _Later:
 class InProcessRuntime(Runtime):
     """One host, in this process."""
 
-    def open(self, job: Job, data: JobData, fleet: FleetConfig, tier_of: np.ndarray, cohort_size: int) -> None:
+    def open(self, job: Job, data: JobData, config: FleetConfig, fleet: Fleet, cohort_size: int) -> None:
         self.host, self._cohort_size = ClientHost(job, data), cohort_size
 
     def shared(self) -> JobData:
@@ -65,6 +66,9 @@ class InProcessRuntime(Runtime):
         if None in models:
             return self.host.evaluate_clients(models[None], list(clients), part)
         return [self.host.evaluate_clients(models[client], [client], part)[0] for client in clients]
+
+    def gradient_cosines(self, weights: np.ndarray, clients: Sequence[int], rows: np.ndarray) -> list[float]:
+        return self.host.gradient_cosines(weights, list(clients), self.host.gradient(weights, rows))
 
     def put(self, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return images, labels

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fl_ray.config import FleetConfig, RuntimeConfig
+from fl_ray.devices.fleet import Fleet
 from fl_ray.errors import PlacementError
 
 __all__ = ["ACTOR_MEMORY_BYTES", "Slot", "plan_slots"]
@@ -41,19 +42,19 @@ def _describe(resources: dict[str, float]) -> str:
 
 
 def plan_slots(
-    runtime: RuntimeConfig, fleet: FleetConfig, tier_of: np.ndarray, cohort_size: int, cluster: dict[str, float]
+    runtime: RuntimeConfig, config: FleetConfig, fleet: Fleet, cohort_size: int, cluster: dict[str, float]
 ) -> list[Slot]:
     """The actors of a run.
 
     Args:
-        tier_of: tier number of each client.
+        fleet: its tiers and bandwidth shares; a client with an actor of its own has its share in its bundle.
         cluster: what the cluster has of each resource.
 
     Raises:
         PlacementError: the bundles asked for exceed the whole cluster.
     """
-    sizes = np.bincount(tier_of, minlength=len(fleet.tiers))
-    bundles = [_bundle(fleet, runtime, tier) for tier in range(len(fleet.tiers))]
+    tier_of, sizes = fleet.tier, np.bincount(fleet.tier, minlength=len(config.tiers))
+    bundles = [_bundle(config, runtime, tier) for tier in range(len(config.tiers))]
     needs = [bundle | {"memory": ACTOR_MEMORY_BYTES} for bundle in bundles]
     everyone: dict[str, float] = {}
     for tier, size in enumerate(sizes):
@@ -66,7 +67,10 @@ def plan_slots(
                 f"runtime.actors {runtime.actors}: {len(tier_of)} clients need {_describe(everyone)}, but the cluster "
                 f"has {_describe(cluster)}; use runtime.actors pooled, fewer data.clients or smaller fleet.tiers shares"
             )
-        return [Slot(int(tier), tuple(bundles[tier].items()), client) for client, tier in enumerate(tier_of)]
+        # A plan shares the same band out otherwise; Ray counts in steps of 0.0001.
+        shares = np.maximum(np.floor(fleet.bandwidth_share * 1e4) / 1e4, 1e-4)
+        own = [{**bundles[tier], "bandwidth": float(shares[client])} for client, tier in enumerate(tier_of)]
+        return [Slot(int(tier), tuple(own[client].items()), client) for client, tier in enumerate(tier_of)]
     return _pooled(runtime, sizes, bundles, needs, cohort_size, cluster)
 
 

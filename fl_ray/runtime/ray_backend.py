@@ -19,7 +19,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from fl_ray.config import FleetConfig, RayConfig, RunConfig, RuntimeConfig, TrainingConfig
-from fl_ray.devices.fleet import draw_fleet
+from fl_ray.devices.fleet import Fleet, draw_fleet
 from fl_ray.errors import FlRayError, LostActorsError, PlacementError
 from fl_ray.runtime.base import ClientPart, Phases, RoundResult, Runtime, merge, sum_evaluations
 from fl_ray.runtime.connection import Connection
@@ -142,7 +142,7 @@ class RayRuntime(Runtime):
             self._connection.wait()
             if ahead is not None:
                 fleet = draw_fleet(ahead.fleet, ahead.data.clients, ahead.seed)
-                self._start(self._plan(ahead.fleet, fleet.tier, ahead.cohort_size))
+                self._start(self._plan(ahead.fleet, fleet, ahead.cohort_size))
                 for actor in self._actors:
                     actor.warm_up.remote()
         except BaseException as error:  # noqa: BLE001 - handed to whoever waits, see _started
@@ -159,16 +159,16 @@ class RayRuntime(Runtime):
             failure, self._failure = self._failure, None
             raise failure
 
-    def _plan(self, fleet: FleetConfig, tier_of: np.ndarray, cohort_size: int) -> list[Slot]:
-        return plan_slots(self.config, fleet, tier_of, cohort_size, ray.cluster_resources())
+    def _plan(self, config: FleetConfig, fleet: Fleet, cohort_size: int) -> list[Slot]:
+        return plan_slots(self.config, config, fleet, cohort_size, ray.cluster_resources())
 
-    def open(self, job: Job, data: JobData, fleet: FleetConfig, tier_of: np.ndarray, cohort_size: int) -> None:
+    def open(self, job: Job, data: JobData, config: FleetConfig, fleet: Fleet, cohort_size: int) -> None:
         self._started()
         self._job, self._data = job, ray.put(data)
-        self._fleet, self._tier_of, self._cohort_size = fleet, tier_of, cohort_size
+        self._fleet, self._devices, self._cohort_size = config, fleet, cohort_size
         self._sizes, self._blocks = data.partition.sizes, data.test_blocks
         self._server_ready = False  # it has another run's data
-        slots = self._plan(fleet, tier_of, cohort_size)
+        slots = self._plan(config, fleet, cohort_size)
         if slots != self._slots:
             self._start(slots)
         else:
@@ -237,7 +237,7 @@ class RayRuntime(Runtime):
                 self._welcome(ray.wait(list(self._loading.values()), timeout=self.config.placement_timeout_s)[0])
             if len(self._loading) == len(self._slots):
                 self._tell("no client actor is left; placing them anew")
-                self._start(self._plan(self._fleet, self._tier_of, self._cohort_size))
+                self._start(self._plan(self._fleet, self._devices, self._cohort_size))
                 self._settle()
         return [index for index in range(len(self._slots)) if index not in self._loading]
 
@@ -308,7 +308,7 @@ class RayRuntime(Runtime):
         for task in sorted(tasks, key=lambda task: (-self._sizes[task.client], task.client)):
             index = own.get(task.client)
             if index not in load:  # pooled, or its own actor is lost
-                index = min(by_tier.get(int(self._tier_of[task.client]), live), key=load.__getitem__)
+                index = min(by_tier.get(int(self._devices.tier[task.client]), live), key=load.__getitem__)
             load[index] += int(self._sizes[task.client])
             chosen.setdefault(index, []).append(task)
         return chosen
@@ -363,6 +363,15 @@ class RayRuntime(Runtime):
         slots = itertools.cycle(live)
         answers = self._run([_Call(slot, "evaluate_clients", job) for slot, job in zip(slots, jobs, strict=False)])
         return [evaluation for found in answers for evaluation in found]
+
+    def gradient_cosines(self, weights: np.ndarray, clients: Sequence[int], rows: np.ndarray) -> list[float]:
+        live, stored = self._live(), self.hold(weights)
+        wanted = self.hold(self._run([_Call(live[0], "gradient", (stored, rows))])[0])
+        groups = [[clients[place] for place in run] for run in _runs(len(clients), len(live))]
+        calls = [
+            _Call(slot, "gradient_cosines", (stored, group, wanted)) for slot, group in zip(live, groups, strict=False)
+        ]
+        return [cosine for found in self._run(calls) for cosine in found]
 
     def put(self, images: np.ndarray, labels: np.ndarray) -> tuple[ray.ObjectRef, ray.ObjectRef]:
         return ray.put(images), ray.put(labels)

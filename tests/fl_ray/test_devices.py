@@ -20,6 +20,7 @@ def two_devices() -> Fleet:
         power_w=np.array([0.1, 0.2]),
         gain=np.array([1e-10, 1e-11]),
         bandwidth_share=np.array([1.0, 3.0]),
+        distance_m=np.array([100.0, 200.0]),
     )
 
 

@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from fl_ray.config import FleetConfig, RayConfig, RunConfig, RuntimeConfig, TierConfig
 from fl_ray.data.parts import prepare
-from fl_ray.devices.fleet import draw_fleet
+from fl_ray.devices.fleet import Fleet, draw_fleet
 from fl_ray.errors import PlacementError
 from fl_ray.model import ImageShape, initial_weights
 from fl_ray.runtime.base import Phases
@@ -26,8 +27,14 @@ def tiers(*settings: tuple[float, float]) -> FleetConfig:
     )
 
 
+def devices(config: FleetConfig, tier_of: Sequence[int]) -> Fleet:
+    """A drawn fleet with these tiers in place of those that were drawn."""
+    band = np.array([tier.bandwidth for tier in config.tiers])[list(tier_of)]
+    return replace(draw_fleet(config, len(tier_of), 0), tier=np.array(tier_of), bandwidth_share=band)
+
+
 def planned(runtime: RuntimeConfig, fleet: FleetConfig, tier_of: Sequence[int], cohort: int = 99) -> list[int]:
-    return [slot.tier for slot in plan_slots(runtime, fleet, np.array(tier_of), cohort, CLUSTER)]
+    return [slot.tier for slot in plan_slots(runtime, fleet, devices(fleet, tier_of), cohort, CLUSTER)]
 
 
 def test_pooled_actors_by_hand() -> None:
@@ -41,10 +48,16 @@ def test_pooled_actors_by_hand() -> None:
 
 def test_auto_takes_per_client_only_where_it_fits() -> None:
     auto = RuntimeConfig(actors="auto")
-    slots = plan_slots(auto, tiers((1, 1)), np.zeros(4, dtype=int), 4, CLUSTER)
+    slots = plan_slots(auto, tiers((1, 1)), devices(tiers((1, 1)), [0] * 4), 4, CLUSTER)
     assert [slot.client for slot in slots] == [0, 1, 2, 3]
-    pooled = plan_slots(auto, tiers((1, 1)), np.zeros(5, dtype=int), 5, CLUSTER)
+    pooled = plan_slots(auto, tiers((1, 1)), devices(tiers((1, 1)), [0] * 5), 5, CLUSTER)
     assert [slot.client for slot in pooled] == [None] * 4
+
+
+def test_an_actor_of_its_own_carries_its_client_s_share_of_the_band() -> None:
+    fleet = replace(devices(tiers((1, 1)), [0] * 3), bandwidth_share=np.array([0.50004, 1.7, 0.8]))
+    slots = plan_slots(RuntimeConfig(actors="per_client"), tiers((1, 1)), fleet, 3, CLUSTER)
+    assert [dict(slot.bundle)["bandwidth"] for slot in slots] == [0.5, 1.7, 0.8]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +75,7 @@ def test_what_can_not_be_placed_is_said_at_once(
     runtime: RuntimeConfig, fleet: FleetConfig, tier_of: list[int], match: str
 ) -> None:
     with pytest.raises(PlacementError, match=match):
-        plan_slots(runtime, fleet, np.array(tier_of), 9, CLUSTER)
+        plan_slots(runtime, fleet, devices(fleet, tier_of), 9, CLUSTER)
 
 
 def trained_at_once(config: RunConfig) -> tuple[list[ClientRecord], np.ndarray]:
@@ -74,7 +87,7 @@ def trained_at_once(config: RunConfig) -> tuple[list[ClientRecord], np.ndarray]:
     arrays = JobData(data.images, data.labels, data.partition, data.held_out, data.test_images, data.test_labels)
     with RayRuntime(config.runtime, RayConfig()) as runtime:
         job = Job(config.model, shape, config.training, config.seed, config.rounds, 1)
-        runtime.open(job, arrays, config.fleet, fleet.tier, config.cohort_size)
+        runtime.open(job, arrays, config.fleet, fleet, config.cohort_size)
         tasks = [Task(client, 1 / config.data.clients) for client in range(config.data.clients)]
         result = runtime.train(tasks, weights, RoundSettings(0), Phases())
     return result.records, fleet.tier

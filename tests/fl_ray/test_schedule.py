@@ -49,6 +49,7 @@ def context(
         power_w=np.full(count, 0.2),
         gain=np.full(count, 1e-10),
         bandwidth_share=np.ones(count),
+        distance_m=np.full(count, 100.0),
         rate_bps=np.full(count, rate_bps),
         availability=availability,
     )

@@ -1,0 +1,109 @@
+"""What a client host tests: models on the global test images, on clients' own, and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from fl_ray.model import ImageShape, WeightLayout
+from fl_ray.runtime.base import sum_evaluations
+from fl_ray.runtime.tasks import EVALUATION_BLOCK, Evaluation, JobData
+
+__all__ = ["HostTests"]
+
+GRADIENT_BLOCK = 256  # images at a time; a whole client's activations may not fit
+
+
+class HostTests:
+    """The part of ``ClientHost`` that trains nothing; who inherits sets these attributes."""
+
+    module: nn.Module
+    layout: WeightLayout
+    data: JobData
+    device: torch.device
+    _shape: ImageShape
+    _format: torch.memory_format
+    _test: dict[int, tuple[torch.Tensor, torch.Tensor]]
+
+    def _inputs(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self._shape.normalise(self.data.images[rows], self.device)
+        return x, torch.from_numpy(self.data.labels[rows]).to(self.device)
+
+    def evaluate_test(self, weights: np.ndarray, blocks: list[int]) -> list[Evaluation]:
+        """Evaluate on blocks of the global test images."""
+        self.layout.write(torch.from_numpy(weights))
+        return [self._evaluate(*self._test_block(block)) for block in blocks]
+
+    def _test_block(self, block: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if block not in self._test:  # normalised once, then kept
+            self._test[block] = self._block(self.data.test_images, self.data.test_labels, block)
+        return self._test[block]
+
+    def _block(self, images: np.ndarray, labels: np.ndarray, block: int) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = slice(block * EVALUATION_BLOCK, (block + 1) * EVALUATION_BLOCK)
+        x = self._shape.normalise(images[rows], self.device)
+        return x.contiguous(memory_format=self._format), torch.from_numpy(labels[rows]).to(self.device)
+
+    def evaluate_on(self, images: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> Evaluation:
+        """Evaluate on images that are no part of the run's own."""
+        self.layout.write(torch.from_numpy(weights))
+        blocks = range(-(-len(labels) // EVALUATION_BLOCK))
+        return sum_evaluations([self._evaluate(*self._block(images, labels, block)) for block in blocks])
+
+    def evaluate_clients(self, weights: np.ndarray, clients: list[int], part: str) -> list[Evaluation | None]:
+        """Evaluate on each client's own images of a part (``held_out`` or ``partition``); None where it has none."""
+        self.layout.write(torch.from_numpy(weights))
+        found: list[Evaluation | None] = []
+        for client in clients:
+            rows = getattr(self.data, part).of(client)
+            if len(rows) == 0:
+                found.append(None)
+                continue
+            x, y = self._inputs(rows)
+            found.append(self._evaluate(x.contiguous(memory_format=self._format), y))
+        return found
+
+    def gradient(self, weights: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Of the mean cross-entropy on ``rows`` of the images, in evaluation mode: float32 [parameters]."""
+        self.layout.write(torch.from_numpy(weights))
+        self.module.eval()
+        parameters = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        total = [torch.zeros_like(parameter) for parameter in parameters]
+        for start in range(0, len(rows), GRADIENT_BLOCK):
+            x, y = self._inputs(rows[start : start + GRADIENT_BLOCK])
+            logits = self.module(x.contiguous(memory_format=self._format))
+            loss = functional.cross_entropy(logits, y, reduction="sum") / len(rows)
+            for part, found in zip(total, torch.autograd.grad(loss, parameters), strict=True):
+                part += found
+        return torch.cat([part.ravel() for part in total]).cpu().numpy()
+
+    def gradient_cosines(self, weights: np.ndarray, clients: list[int], wanted: np.ndarray) -> list[float]:
+        """Cosine of each client's gradient on all its images with ``wanted``; 0 where a gradient is 0."""
+        cosines = []
+        for client in clients:
+            own = self.gradient(weights, self.data.partition.of(client)).astype(np.float64)
+            norms = np.linalg.norm(own) * np.linalg.norm(wanted.astype(np.float64))
+            cosines.append(float(own @ wanted / norms) if norms > 0 else 0.0)
+        return cosines
+
+    def _real_blocks(self, training_part: bool) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        yield from (self._test_block(block) for block in range(self.data.test_blocks))
+        rows = self.data.partition.owned() if training_part else np.empty(0, dtype=np.int64)
+        for start in range(0, len(rows), EVALUATION_BLOCK):
+            x, y = self._inputs(rows[start : start + EVALUATION_BLOCK])
+            yield x.contiguous(memory_format=self._format), y
+
+    @torch.no_grad()
+    def _evaluate(self, x: torch.Tensor, y: torch.Tensor) -> Evaluation:
+        self.module.eval()
+        if hasattr(self.module, "evaluation"):  # no classifier: it says itself how good it is
+            correct, loss = self.module.evaluation(x, y)
+            return Evaluation(int(correct), float(loss), len(y))
+        logits = self.module(x)
+        correct = int((logits.argmax(dim=1) == y).sum())
+        loss = float(functional.cross_entropy(logits.double(), y, reduction="sum"))
+        return Evaluation(correct, loss, len(y))
