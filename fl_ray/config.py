@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from fl_ray.errors import SettingError
+from fl_ray.registry import nearest
 
 __all__ = [
     "AllocationConfig",
@@ -22,6 +23,7 @@ __all__ = [
     "RayConfig",
     "RunConfig",
     "RuntimeConfig",
+    "Search",
     "StoppingConfig",
     "TierConfig",
     "TraceConfig",
@@ -30,6 +32,7 @@ __all__ = [
 ]
 
 Range = float | list[float]
+Search = Literal["dual", "ce", "gradient", "random", "tpe", "cmaes", "gp", "nsga2", "nelder_mead"]
 
 
 def _require(condition: bool, setting: str, value: object, need: str) -> None:
@@ -361,7 +364,7 @@ class AllocationConfig:
     optimise: bool = True
     """Whether f, b and p are planned for least energy; without it the planned amounts stay, and every device runs at
     f_max and p_max on an even part of the band (its time may then be above t_max_s)."""
-    search: Literal["dual", "ce", "gradient", "random", "tpe", "cmaes", "gp", "nsga2", "nelder_mead"] = "dual"
+    search: Search = "dual"
     evaluations: int = 6000
     """Candidates that a search other than ``dual`` may look at."""
     population: int = 100
@@ -371,8 +374,9 @@ class AllocationConfig:
     """Of ``ce``: candidates at a time, those that the next are drawn like, first deviation, share of the old."""
     feasible_start: bool = True
     """Start a search from a feasible time split; ``ce`` else starts at 0.5."""
-    compare: list[str] = field(default_factory=list)
-    """Searches that ``fl-ray plan`` tries beside each other, over all --seeds."""
+    compare: list[str | dict[str, Any]] = field(default_factory=list)
+    """Searches that ``fl-ray plan`` tries beside each other, over all --seeds: a name, or {search, evaluations} for one
+    that gets fewer or more candidates than ``evaluations``."""
 
     def __post_init__(self) -> None:
         for name in ("t_max_s", "error_max", "std"):
@@ -385,6 +389,29 @@ class AllocationConfig:
         elite = 2 <= self.elite <= self.population
         _require(elite, "allocation.elite", self.elite, f"in 2..allocation.population ({self.population})")
         _require(0 <= self.smoothing < 1, "allocation.smoothing", self.smoothing, "in [0, 1)")
+        self.compared()
+
+    def compared(self) -> dict[str, int]:
+        """The candidates that each search of ``compare`` may look at; ``dual`` looks at none."""
+        found: dict[str, int] = {}
+        for item in self.compare:
+            wanted = {"search": item} if isinstance(item, str) else item
+            good = "search" in wanted and set(wanted) <= {"search", "evaluations"}
+            _require(good, "allocation.compare", item, "a search, or a mapping with search and evaluations")
+            name, evaluations = wanted["search"], wanted.get("evaluations", self.evaluations)
+            if name not in get_args(Search):
+                raise SettingError(
+                    f"allocation.compare: unknown search {name!r}.{nearest(str(name), get_args(Search))}"
+                )
+            _require(name not in found, "allocation.compare", self.compare, f"a list with {name} once")
+            whole = isinstance(evaluations, int) and evaluations >= 1
+            _require(whole, f"allocation.compare, evaluations of {name},", evaluations, "a whole number of at least 1")
+            none = name != "dual" or "evaluations" not in wanted
+            _require(
+                none, "allocation.compare, evaluations of dual,", evaluations, "left out: it looks at no candidates"
+            )
+            found[name] = evaluations if name != "dual" else 0
+        return found
 
 
 @dataclass

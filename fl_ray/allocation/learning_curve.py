@@ -132,7 +132,8 @@ def fit_curve(samples: np.ndarray, errors: np.ndarray) -> CurveFit:
         found = least_squares(residual, start, bounds=([-50, -12, 0], [50, 3, errors.min()]), xtol=1e-14, ftol=1e-14)
         if best is None or found.cost < best.cost:
             best = found
-    curve = LearningCurve(float(np.exp(best.x[0])), float(np.exp(best.x[1])), float(best.x[2]))
+    gamma = float(best.x[2]) if best.x[2] > 1e-12 else 0.0
+    curve = LearningCurve(float(np.exp(best.x[0])), float(np.exp(best.x[1])), gamma)
     freedom = len(samples) - 3
     slopes = _slopes(curve, samples)
     scale = 2 * best.cost / freedom if freedom > 0 else np.inf

@@ -17,7 +17,7 @@ from fl_ray.allocation.search import SearchSettings, search
 from fl_ray.config import AllocationConfig
 from fl_ray.errors import InfeasibleError, SettingError
 
-__all__ = ["Plan", "class_amounts", "filled_plan", "make_plan"]
+__all__ = ["Plan", "cell_to_plan", "check_feasible", "class_amounts", "filled_plan", "make_plan"]
 
 _AT = 1e-6  # relative distance at which a limit counts as reached
 
@@ -136,22 +136,12 @@ def make_plan(cell: Cell, config: AllocationConfig, seed: int = 0) -> Plan:
     Raises:
         InfeasibleError: there is no plan; it says which limit is in the way, for which devices, and what would do.
     """
-    if not config.synthesis:  # FIMI's TFL: the limit on the error is dropped
-        cell = replace(cell, d_gen_max=0.0, error_max=max(float(cell.error(cell.d_loc)), cell.error_max))
+    cell = cell_to_plan(cell, config)
     check_feasible(cell)
     exact = solve_dual(cell)
     rho, history, error_price, band_price = exact.rho, [], exact.error_price_j, exact.band_price_j_hz
     if config.search != "dual":
-        settings = SearchSettings(
-            config.evaluations,
-            config.population,
-            config.elite,
-            config.std,
-            config.smoothing,
-            config.feasible_start,
-            seed,
-        )
-        found = search(cell, config.search, settings)
+        found = search(cell, config.search, SearchSettings.of(config, seed))
         if found.best_rho is None:
             raise InfeasibleError(
                 f"allocation.search {config.search} found no feasible plan in {len(found.history_j)} candidates, "
@@ -160,6 +150,13 @@ def make_plan(cell: Cell, config: AllocationConfig, seed: int = 0) -> Plan:
         rho, history = found.best_rho, found.history_j
     plan = _plan_at(cell, rho, config.search, exact.lower_bound_j, history, error_price, band_price)
     return plan if config.optimise else at_full_power(plan)
+
+
+def cell_to_plan(cell: Cell, config: AllocationConfig) -> Cell:
+    """The cell as it is planned for: without synthesis (FIMI's TFL) the limit on the error is dropped."""
+    if config.synthesis:
+        return cell
+    return replace(cell, d_gen_max=0.0, error_max=max(float(cell.error(cell.d_loc)), cell.error_max))
 
 
 def check_feasible(cell: Cell) -> None:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 
 from fl_ray.allocation import inner
 from fl_ray.allocation.cell import Cell
 from fl_ray.allocation.dual import central_split
+from fl_ray.config import AllocationConfig
 from tuning.cross_entropy import CrossEntropy
 
-__all__ = ["SEARCHES", "Evaluator", "Search", "SearchSettings", "search"]
+__all__ = ["Evaluator", "SearchSettings", "search"]
 
-Search = Literal["dual", "ce", "gradient", "random", "tpe", "cmaes", "gp", "nsga2", "nelder_mead"]
-SEARCHES: tuple[str, ...] = get_args(Search)
 LOW, HIGH = 0.03, 0.97
 
 
@@ -39,6 +37,12 @@ class SearchSettings:
     smoothing: float = 0.0
     feasible_start: bool = True
     seed: int = 0
+
+    @classmethod
+    def of(cls, config: AllocationConfig, seed: int) -> SearchSettings:
+        """As a recipe has them."""
+        own = {each.name: getattr(config, each.name) for each in fields(cls) if each.name != "seed"}
+        return cls(**own, seed=seed)
 
 
 @dataclass
@@ -87,7 +91,7 @@ def search(cell: Cell, name: str, settings: SearchSettings) -> Evaluator:
     """Look for the least energy of a feasible cell.
 
     Args:
-        name: one of ``SEARCHES`` but ``dual``, which is ``solve_dual``.
+        name: one of ``fl_ray.config.Search`` but ``dual``, which is ``solve_dual``.
     """
     start = central_split(cell).clip(LOW, HIGH) if settings.feasible_start else None
     evaluator = Evaluator(cell, settings.evaluations)
@@ -212,7 +216,7 @@ def _optuna(sampler: str) -> Callable[[Evaluator, np.ndarray | None, SearchSetti
         makers = {
             "random": lambda: optuna.samplers.RandomSampler(seed=settings.seed),
             "tpe": lambda: optuna.samplers.TPESampler(seed=settings.seed, multivariate=True),
-            "cmaes": lambda: optuna.samplers.CmaEsSampler(seed=settings.seed, sigma0=0.1),
+            "cmaes": lambda: optuna.samplers.CmaEsSampler(seed=settings.seed),
             "gp": lambda: optuna.samplers.GPSampler(seed=settings.seed, n_startup_trials=10),
             "nsga2": lambda: optuna.samplers.NSGAIISampler(seed=settings.seed, population_size=20),
         }

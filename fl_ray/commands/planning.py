@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fl_ray.commands.output import default_output, print_config, print_table
+from fl_ray.commands.output import default_output, print_config, print_configs, print_table
 from fl_ray.errors import SettingError
 
 __all__ = ["learning_curve", "plan"]
@@ -67,8 +67,7 @@ def learning_curve(options: Any, overrides: dict[str, Any]) -> int:
 
     comparison = curve_comparison(load_recipe(options.recipe), overrides, options.amounts, options.seeds)
     if options.print_config:
-        for config in comparison.configs.values():
-            print_config(config)
+        print_configs(comparison.configs)
         return 0
     from fl_ray.comparison import run_comparison
     from fl_ray.progress import Progress
