@@ -24,6 +24,7 @@ _COMMANDS = {  # in fl_ray.commands
     "replay": "experiments:replay",
     "plan": "planning:plan",
     "learning-curve": "planning:learning_curve",
+    "energy-check": "planning:energy_check",
     "pretrain": "synthesis:pretrain",
     "generate": "synthesis:generate",
     "partition": "catalogue:partition",
@@ -39,6 +40,7 @@ _OWN = {  # options of one command alone: --round elsewhere means --rounds
     "replay": ("--round", "--client"),
     "quality": ("--per_class", "--runs", "--inception", "--clip"),
     "learning-curve": ("--amounts",),
+    "energy-check": ("--threads", "--batch_sizes", "--samples", "--repeats"),
     "generate": ("--per_class", "--sampling_seed"),
 }
 _FLAGS = ("--debug", "--print_config")  # taken anywhere; jsonargparse keeps the name of the second for itself
@@ -97,6 +99,13 @@ def _parser() -> Any:
     curve.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
     curve.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time, each in its own process")
     curve.add_argument("--output", type=str, default=None, metavar="DIR", help="goes on with what is there")
+    energy = command("energy-check", "hold the cost model against measured time, and energy by a sensor", _SETTINGS)
+    energy.add_argument("recipe", type=str, help="YAML file")
+    energy.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="default: 1 2")
+    energy.add_argument("--batch_sizes", nargs="+", type=int, default=[8, 32, 128], help="default: 8 32 128")
+    energy.add_argument("--samples", nargs="+", type=int, default=[128, 256, 512], help="default: 128 256 512")
+    energy.add_argument("--repeats", type=int, default=3, metavar="N", help="the median of so many; default: 3")
+    energy.add_argument("--output", type=str, default=None, metavar="DIR", help="default: runs/NAME-energy-check-DATE")
     partition = command("partition", "show who owns what, as a table and a figure", _SETTINGS)
     partition.add_argument("recipe", type=str, help="YAML file")
     partition.add_argument("--output", type=str, default=None, metavar="DIR", help="where the figure goes")

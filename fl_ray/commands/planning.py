@@ -1,4 +1,4 @@
-"""``fl-ray plan`` and ``learning-curve``."""
+"""``fl-ray plan``, ``learning-curve`` and ``energy-check``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from fl_ray.commands.output import default_output, print_config, print_configs, print_table
 from fl_ray.errors import SettingError
 
-__all__ = ["learning_curve", "plan"]
+__all__ = ["energy_check", "learning_curve", "plan"]
 
 _SHOWN = 40  # devices in the printed table
 
@@ -79,4 +79,47 @@ def learning_curve(options: Any, overrides: dict[str, Any]) -> int:
     for table in write_curve(fit, comparison.name, output):
         print_table(*table)
     print(f"curve: {output / 'learning_curve.json'} (allocation.curve takes it)\nreport: {output / 'curve.html'}")
+    return 0
+
+
+def energy_check(options: Any, overrides: dict[str, Any]) -> int:
+    """Measure the recipe's local training, and hold the cost model against it."""
+    from fl_ray.recipes import apply_overrides, load_recipe, make_config
+
+    config = make_config(apply_overrides(load_recipe(options.recipe), overrides))
+    if options.print_config:
+        print_config(config)
+        return 0
+    from fl_ray.energy_check import check_energy
+    from fl_ray.progress import Progress
+    from fl_ray.run_folder import new_folder, write_json
+
+    progress = Progress()
+    try:
+        asked = options.threads, options.batch_sizes, options.samples, options.repeats
+        found = check_energy(config, *asked, progress)
+    finally:
+        progress.stop()
+    output = new_folder(Path(options.output) if options.output else default_output(f"{config.name}-energy-check"))
+    write_json(output / "energy_check.json", found.to_dict())
+    for title, unit, factor, fits in (("time", "ms", 1e3, found.time), ("energy", "mJ", 1e3, found.energy)):
+        rows = [
+            [
+                f"{threads} threads, batch {batch}",
+                f"{factor * fit.per_sample:.4g}",
+                *([f"{fit.per_sample * found.clock_hz:.3g}"] if title == "time" and found.clock_hz else []),
+                f"{fit.worst:.1%}",
+                f"{fit.constant:.1%}",
+            ]
+            for (threads, batch), fit in fits.items()
+        ]
+        cycles = ["cycles per sample"] if title == "time" and found.clock_hz else []
+        columns = ["", f"{unit} per sample", *cycles, "worst error of the model", "constant part"]
+        if rows:
+            print_table(columns, rows, f"{title}, {config.model.name} on {config.data.name}, {found.device}")
+    if not found.energy:
+        print(
+            "energy: not measured, there is no sensor (NVML, RAPL) that can be read here, or fl-ray[energy] is missing"
+        )
+    print(f"points: {output / 'energy_check.json'}")
     return 0
