@@ -1,16 +1,18 @@
 """Is the cost model right here? The same local training measured and modelled, for time and, with a sensor, energy.
 
 The model (``fl_ray.devices.cost``) says that a round's computing takes T = tau c D / f and E = eps tau c D f^2: both in
-proportion to the samples, whatever the batch. Measured are seconds and, through Zeus (NVML for NVIDIA GPUs, RAPL for
-CPUs), joules of training D samples, for several D, batch sizes and thread counts. Where there is no sensor there is no
-energy: nothing is estimated from a nameplate.
+proportion to the samples, whatever the batch. Measured are seconds and, where there is a sensor, joules of training D
+samples, for several D, batch sizes and thread counts. Without a sensor there is no energy: nothing is estimated from a
+nameplate. A counter holds all that the package or GPU does meanwhile: let nothing else run.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,31 +86,52 @@ class EnergyCheck:
 
 
 class Sensor:
-    """Zeus, where it is installed and finds a sensor."""
+    """The energy counters of this machine: NVIDIA's GPUs by NVML (``nvidia-ml-py``, the extra ``energy``), CPU packages
+    by RAPL through Linux's powercap. What can't be read is not there.
 
-    def __init__(self) -> None:
-        self.names: list[str] = []
-        self._monitor: Any = None
+    Attributes:
+        names: of the counters.
+    """
+
+    def __init__(self, powercap: Path = Path("/sys/class/powercap")) -> None:
+        self._counters: dict[str, Callable[[], float]] = {}
+        self._wraps: dict[str, float] = {}
+        self._add_gpus()
+        for zone in sorted(powercap.glob("intel-rapl:[0-9]")):  # packages; their parts are zones below them
+            counter = zone / "energy_uj"
+            if os.access(counter, os.R_OK):
+                name = f"CPU {(zone / 'name').read_text(encoding='utf-8').strip()}"
+                self._counters[name] = lambda path=counter: int(path.read_text(encoding="utf-8")) / 1e6
+                self._wraps[name] = int((zone / "max_energy_range_uj").read_text(encoding="utf-8")) / 1e6
+        self.names = list(self._counters)
+
+    def _add_gpus(self) -> None:
         try:
-            from zeus.monitor import ZeusMonitor
+            import pynvml
         except ImportError:
             return
-        monitor = ZeusMonitor()
-        self.names = [f"GPU {index}" for index in monitor.gpu_indices]
-        self.names += [f"CPU package {index}" for index in monitor.cpu_indices]
-        if self.names:
-            self._monitor = monitor
+        try:
+            pynvml.nvmlInit()
+            for index in range(pynvml.nvmlDeviceGetCount()):
+                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+                pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)  # not on all GPUs
+                self._counters[f"GPU {index}"] = lambda handle=handle: (
+                    pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
+                )
+        except pynvml.NVMLError:  # no driver, or a GPU without the counter
+            return
 
     def measure(self, work: Callable[[], object]) -> tuple[float, float | None]:
-        """Seconds and joules of a call."""
-        if self._monitor is None:
-            begun = time.perf_counter()
-            work()
-            return time.perf_counter() - begun, None
-        self._monitor.begin_window("work")
+        """Seconds and joules of a call; None: there is no counter."""
+        before, begun = {name: read() for name, read in self._counters.items()}, time.perf_counter()
         work()
-        found = self._monitor.end_window("work")
-        return found.time, sum(found.gpu_energy.values()) + sum((found.cpu_energy or {}).values())
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - begun
+        spent = {name: read() - before[name] for name, read in self._counters.items()}
+        # A counter begins again at 0 when it is full.
+        total = sum(value if value >= 0 else value + self._wraps.get(name, 0.0) for name, value in spent.items())
+        return seconds, float(total) if self.names else None
 
 
 def fit_proportional(samples: Sequence[float], values: Sequence[float]) -> Fit:
@@ -199,8 +222,8 @@ def _processor() -> str:
     import platform
 
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as stream:
-            names = [line.split(":", 1)[1].strip() for line in stream if line.startswith("model name")]
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     except OSError:
         names = []
     return names[0] if names else platform.processor() or platform.machine()

@@ -54,3 +54,24 @@ def test_bad_options(call: Call, options: list[str], message: str) -> None:
     done = call("energy-check", "experiments/genfl/digits.yaml", *options)
     assert done.returncode == 2
     assert message in done.stderr
+
+
+def test_rapl_counters_add_up_over_their_end(tmp_path: Path) -> None:
+    """Files as Linux's powercap has them, with a counter that begins again."""
+    for number, value in enumerate((4_000_000, 9_000_000)):
+        zone = tmp_path / f"intel-rapl:{number}"
+        zone.mkdir()
+        (zone / "name").write_text(f"package-{number}\n")
+        (zone / "energy_uj").write_text(f"{value}\n")
+        (zone / "max_energy_range_uj").write_text("10000000\n")
+    (tmp_path / "intel-rapl:0:0").mkdir()  # a part of package 0, which holds its energy already
+    sensor = Sensor(tmp_path)
+
+    def work() -> None:
+        (tmp_path / "intel-rapl:0" / "energy_uj").write_text("5500000\n")
+        (tmp_path / "intel-rapl:1" / "energy_uj").write_text("2000000\n")
+
+    seconds, energy = sensor.measure(work)
+    assert sensor.names[-2:] == ["CPU package-0", "CPU package-1"]
+    assert energy == pytest.approx(1.5 + 3.0, abs=1e-9) or len(sensor.names) > 2
+    assert 0 < seconds < 5
