@@ -9,6 +9,8 @@ import pytest
 from fl_ray.energy_check import Sensor, fit_proportional
 from tests.conftest import Call
 
+RECIPE = str(Path(__file__).parent.parent.parent / "experiments" / "genfl" / "digits.yaml")
+
 
 def test_fits_by_hand() -> None:
     exact = fit_proportional([100, 200, 400], [0.5, 1.0, 2.0])
@@ -27,7 +29,7 @@ def test_fits_by_hand() -> None:
 
 def test_training_is_measured_and_energy_only_by_a_sensor(call: Call, tmp_path: Path) -> None:
     options = ["--threads", "1", "--batch_sizes", "4", "64", "--samples", "100", "400", "--repeats", "2"]
-    done = call("energy-check", "experiments/genfl/digits.yaml", "--output", str(tmp_path / "out"), *options)
+    done = call("energy-check", RECIPE, "--output", str(tmp_path / "out"), *options)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "out" / "energy_check.json").read_text())
     seconds = {(point["batch_size"], point["samples"]): point["seconds"] for point in found["points"]}
@@ -51,7 +53,7 @@ def test_training_is_measured_and_energy_only_by_a_sensor(call: Call, tmp_path: 
     ],
 )
 def test_bad_options(call: Call, options: list[str], message: str) -> None:
-    done = call("energy-check", "experiments/genfl/digits.yaml", *options)
+    done = call("energy-check", RECIPE, *options)
     assert done.returncode == 2
     assert message in done.stderr
 
