@@ -93,11 +93,28 @@ def search(cell: Cell, name: str, settings: SearchSettings) -> Evaluator:
     Args:
         name: one of ``fl_ray.config.Search`` but ``dual``, which is ``solve_dual``.
     """
-    start = central_split(cell).clip(LOW, HIGH) if settings.feasible_start else None
+    start = feasible_start(cell) if settings.feasible_start else None
     evaluator = Evaluator(cell, settings.evaluations)
     with suppress(_SpentError):
         _RUN[name](evaluator, start, settings)
     return evaluator
+
+
+def feasible_start(cell: Cell) -> np.ndarray:
+    """A feasible rho near the middle [devices]: 0.5 where that will do, else on the way from there to the
+    ``central_split`` a little behind the first feasible point (feasible splits are a convex set).
+    """
+    middle, inside = np.full(cell.devices, 0.5), central_split(cell).clip(LOW, HIGH)
+    if inner.evaluate(cell, middle).violation <= 0:
+        return middle
+    low, high = 0.0, 1.0
+    while high - low > 1e-3:
+        share = (low + high) / 2
+        if inner.evaluate(cell, middle + share * (inside - middle)).violation <= 0:
+            high = share
+        else:
+            low = share
+    return middle + (high + 0.1 * (1 - high)) * (inside - middle)
 
 
 def _cross_entropy(evaluator: Evaluator, start: np.ndarray | None, settings: SearchSettings) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from fl_ray.allocation.learning_curve import CurveFit
 from fl_ray.allocation.plan import Plan
@@ -47,6 +48,8 @@ def allocation_figure(plan: Plan) -> Figure:
     axes[1].set_xscale("log")
     axes[1].set_xlabel("cost of computing, ε k³")
     axes[1].set_ylabel("share of time for computing, ρ")
+    for axis in axes[:2]:  # a range below a decade has too many labels
+        axis.xaxis.set_minor_formatter(NullFormatter())
     axes[2].scatter(10 * np.log10(cell.gain), plan.b_hz / 1e6, color="C1", **marks)
     axes[2].set_xlabel("channel gain [dB]")
     axes[2].set_ylabel("bandwidth [MHz]")
