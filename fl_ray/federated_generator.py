@@ -109,7 +109,7 @@ class ClientsTrainGenerator:
         data = replace(self.data, source=plain)
         method = build("method", config.method)
         context, weights = make_context(config, method, data, RunFolder(draft), self.runtime, self.progress, None)
-        kept, done, wall = draft / "checkpoints", 0, 0.0
+        kept, done = draft / "checkpoints", 0
         found = checkpoint.latest(kept)
         if found is not None:
             weights, done = restore(found, context, method), found.rounds_done
@@ -120,13 +120,12 @@ class ClientsTrainGenerator:
                 weights, row = report.weights, report.row
                 self.progress.steps("generator round", row["round"], config.rounds, f"loss {row['train_loss']:.2f}")
                 if row["round"] < config.rounds:  # taken now: an interrupt comes when the method has moved on
-                    state = checkpoint_of(row["round"], weights, context, method, wall)
+                    state = checkpoint_of(row["round"], weights, context, method, wall_s=0.0)
                     if row["round"] % _EVERY == 0:
                         checkpoint.save(kept, state)
-        except BaseException:
+        finally:  # whatever ended the rounds, none that is finished is lost
             if state is not None:
                 checkpoint.save(kept, state)
-            raise
         write_json(draft / COST_FILE, {"ledger": context.ledger.state(), "last_round": row})
         shutil.rmtree(kept, ignore_errors=True)
         module = build_module(config.model, ImageShape.of(plain), config.training)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,12 @@ class GeneratorPool:
     ) -> None:
         kind = _GeneratorActor.options(num_cpus=cpus, num_gpus=gpus, max_restarts=_RESTARTS, max_task_retries=_RESTARTS)
         self._actors = {number: kind.remote(generator, folder, threads) for number in range(actors)}
+        with ExitStack() as unless_ready:
+            unless_ready.callback(self.close)
+            self._start(actors, timeout_s)
+            unless_ready.pop_all()
+
+    def _start(self, actors: int, timeout_s: float) -> None:
         try:
             starting = [actor.started.remote() for actor in self._actors.values()]
             ready, _ = ray.wait(starting, num_returns=actors, timeout=timeout_s)
@@ -110,11 +117,7 @@ class GeneratorPool:
             for reference in [actor.warm_up.remote() for actor in self._actors.values()]:
                 _result(reference)
         except _LOST as error:
-            self.close()
             raise ActorsLostError(f"a generator actor died while it loaded the generator: {error}") from error
-        except BaseException:
-            self.close()
-            raise
 
     def make(self, blocks: Iterable[Block]) -> Iterator[tuple[Block, np.ndarray]]:
         """Every block with its images, in the order in which they are done. ``blocks`` are taken as they are needed.
