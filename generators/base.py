@@ -12,11 +12,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
+
+if TYPE_CHECKING:  # an actor that only samples need not wait for it
+    import pytorch_lightning as pl
 
 __all__ = [
     "Block",

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -18,7 +16,6 @@ from fl_ray.data.datasets import ImageData
 from fl_ray.data.partitioners import Partitioner
 from fl_ray.methods.fedavg import FedAvg
 from fl_ray.runtime.base import RoundResult
-from generators.base import Block, Generator, Sampler, TrainingImages
 
 
 class OwnModule(pl.LightningModule):
@@ -112,74 +109,3 @@ class HalfStep(FedAvg):
 
     def aggregate(self, run: RunContext, round_number: int, weights: np.ndarray, result: RoundResult) -> np.ndarray:
         return combine([(0.5, weights), (0.5, super().aggregate(run, round_number, weights, result))])
-
-
-class FlatGenerator(Generator):
-    """A generator: images of one tone, a tone per class, learned as the class's mean."""
-
-    def __init__(self, block_size: int = 4, offset: int = 0) -> None:
-        self.block_size, self.offset = block_size, offset
-
-    def training_settings(self) -> dict[str, Any]:
-        return {}
-
-    def sampling_settings(self) -> dict[str, Any]:
-        return {"block_size": self.block_size, "offset": self.offset}
-
-    def fit(self, data: TrainingImages, folder: Path, progress: Callable[[int, int, float], None]) -> None:
-        tones = [data.images[data.labels == label].mean() for label in range(len(data.classes))]
-        np.save(folder / "tones.npy", np.array([*data.images.shape[1:], *tones]))
-
-    def load(self, folder: Path, device: torch.device) -> Sampler:
-        return _FlatSampler(self, np.load(folder / "tones.npy"))
-
-
-class UntaughtGenerator(FlatGenerator):
-    """A generator that knows its classes beforehand: the tone of class c is 20 c."""
-
-    learns_from = "none"
-
-    def fit(self, data: TrainingImages, folder: Path, progress: Callable[[int, int, float], None]) -> None:
-        np.save(folder / "tones.npy", np.array([*data.images.shape[1:], *(20 * np.arange(len(data.classes)))]))
-
-
-class SlowGenerator(FlatGenerator):
-    """A generator that needs no training, and a tenth of a second for a block."""
-
-    def load(self, folder: Path, device: torch.device) -> Sampler:
-        return _SlowSampler(self, np.array([1, 4, 4, 100, 200]))
-
-
-class RaisingGenerator(SlowGenerator):
-    """A generator that can't make a class, or can't be loaded."""
-
-    def __init__(self, label: int = -1, loads: bool = True) -> None:
-        super().__init__()
-        self.label, self.loads = label, loads
-
-    def load(self, folder: Path, device: torch.device) -> Sampler:
-        if not self.loads:
-            raise ValueError("no weights here")
-        return _RaisingSampler(self, np.array([1, 8, 8, *range(10)]))
-
-
-class _FlatSampler(Sampler):
-    def __init__(self, generator: FlatGenerator, stored: np.ndarray) -> None:
-        self.generator, self.shape, self.tones = generator, stored[:3].astype(int), stored[3:]
-
-    def sample(self, block: Block) -> np.ndarray:
-        tone = round(self.tones[block.label]) + self.generator.offset
-        return np.full((self.generator.block_size, *self.shape), tone, dtype=np.uint8)
-
-
-class _SlowSampler(_FlatSampler):
-    def sample(self, block: Block) -> np.ndarray:
-        time.sleep(0.1)
-        return super().sample(block) + np.uint8(block.number)
-
-
-class _RaisingSampler(_FlatSampler):
-    def sample(self, block: Block) -> np.ndarray:
-        if block.label == self.generator.label:
-            raise ValueError(f"class {block.label} has run dry")
-        return super().sample(block)

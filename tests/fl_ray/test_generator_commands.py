@@ -197,7 +197,7 @@ def flat(
     """A generator that costs nothing, two classes of 4 x 4 pixels."""
     config = small(
         data__name="tests.fl_ray.own:stripes",
-        generator={"name": "tests.fl_ray.own:FlatGenerator", "block_size": block_size, "cache": str(tmp_path)},
+        generator={"name": "tests.generators.own:FlatGenerator", "block_size": block_size, "cache": str(tmp_path)},
     )
     return Synthesis(config.generator, prepare(config.data, 0), progress or Progress(False), on_ray=False, threads=1)
 
@@ -285,7 +285,7 @@ def test_a_damaged_block_is_made_again_with_a_word(small: Callable[..., RunConfi
 def test_what_a_sampler_refuses_is_a_setting(small: Callable[..., RunConfig], tmp_path: Path) -> None:
     config = small(
         data__name="tests.fl_ray.own:stripes",
-        generator={"name": "tests.fl_ray.own:RaisingGenerator", "label": 1, "cache": str(tmp_path)},
+        generator={"name": "tests.generators.own:RaisingGenerator", "label": 1, "cache": str(tmp_path)},
     )
     synthesis = Synthesis(config.generator, prepare(config.data, 0), Progress(False), on_ray=False, threads=1)
     with pytest.raises(SettingError, match=r"^generator tests\.fl_ray\.own:RaisingGenerator: class 1 has run dry$"):

@@ -107,7 +107,7 @@ def test_a_method_that_needs_a_generator_says_so(run_small: Run) -> None:
 
 
 def test_a_generator_that_learns_from_no_images_needs_no_public_part(run_small: Run) -> None:
-    settings = {"method__name": "genfl", "generator": {"name": "tests.fl_ray.own:UntaughtGenerator"}}
+    settings = {"method__name": "genfl", "generator": {"name": "tests.generators.own:UntaughtGenerator"}}
     experiment, summary = run_small(**settings, data__public_fraction=0.0)
     assert sum(summary["synthetic_images"]) == 600
     assert summary["synthesis"]["real_images"] == 0
@@ -116,8 +116,8 @@ def test_a_generator_that_learns_from_no_images_needs_no_public_part(run_small: 
 
 
 def test_a_generator_may_learn_from_a_reserve_alone(run_small: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.fl_ray.own.FlatGenerator.learns_from", "reserve")
-    settings = {"method__name": "genfl", "generator": {"name": "tests.fl_ray.own:FlatGenerator"}}
+    monkeypatch.setattr("tests.generators.own.FlatGenerator.learns_from", "reserve")
+    settings = {"method__name": "genfl", "generator": {"name": "tests.generators.own:FlatGenerator"}}
     experiment, summary = run_small(**settings, data__public_fraction=0.0, data__reserve_fraction=0.2)
     assert summary["synthesis"]["real_images"] == len(experiment.data.reserve) > 0
 

@@ -181,6 +181,6 @@ def test_bad_settings_are_refused(run_small: Run, settings: dict, match: str) ->
 
 
 def test_held_out_policies_need_public_images(run_small: Run) -> None:
-    settings = {"method__name": "genfl", "generator": {"name": "tests.fl_ray.own:UntaughtGenerator"}}
+    settings = {"method__name": "genfl", "generator": {"name": "tests.generators.own:UntaughtGenerator"}}
     with pytest.raises(SettingError, match=r"kappa_policy is heldout_loss.*public_fraction is 0"):
         run_small(**settings, data__public_fraction=0.0, method__kappa_policy="heldout_loss")

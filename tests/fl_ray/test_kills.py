@@ -102,7 +102,7 @@ def test_the_servers_actor_killed_in_a_round_changes_no_result(
 def test_a_generator_actor_killed_makes_its_part_again(ray_session: None, tmp_path: Path) -> None:
     from generators.base import Block
     from generators.pool import GeneratorPool, LocalPool
-    from tests.fl_ray.own import SlowGenerator
+    from tests.generators.own import SlowGenerator
 
     generator = SlowGenerator()
     blocks = [Block(0, label, number) for label in range(2) for number in range(6)]

@@ -43,7 +43,7 @@ def test_own_method_and_generator_by_import_path(run_small: Run, ray_session: No
     settings = {
         "method__name": "genfl",
         "method__images_per_round": 20,
-        "generator": {"name": "tests.fl_ray.own:FlatGenerator", "offset": 3},
+        "generator": {"name": "tests.generators.own:FlatGenerator", "offset": 3},
         "data__clients": 4,
     }
     local, _ = run_small(**settings)

@@ -13,7 +13,7 @@ import ray
 
 from generators.base import Block
 from generators.pool import ActorsLostError, GeneratorPool, LocalPool
-from tests.fl_ray.own import RaisingGenerator, SlowGenerator
+from tests.generators.own import RaisingGenerator, SlowGenerator
 
 BLOCKS = [Block(0, label, number) for label in range(2) for number in range(6)]
 
@@ -77,7 +77,7 @@ SHARES = """
 import ray
 from pathlib import Path
 from generators.pool import GeneratorPool
-from tests.fl_ray.own import SlowGenerator
+from tests.generators.own import SlowGenerator
 
 ray.init(address="local", num_cpus=1, num_gpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
 pool = GeneratorPool(SlowGenerator(), Path("."), 2, cpus=0, gpus=0.5, threads=1, timeout_s=180)
