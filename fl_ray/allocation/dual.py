@@ -24,7 +24,7 @@ from fl_ray.allocation import inner
 from fl_ray.allocation.cell import Cell
 from fl_ray.allocation.roots import find_roots
 
-__all__ = ["DualSolution", "Feasibility", "central_split", "feasibility", "solve_dual"]
+__all__ = ["DualSolution", "Feasibility", "central_split", "feasibility", "solve_dual", "split_limits"]
 
 _LN2 = np.log(2.0)
 _PRECISE = 1e-8  # of splits and prices: the gap is of second order in both
@@ -84,13 +84,13 @@ class _Dual:
         error = error_price * (cell.error(samples) - cell.error_max)
         return float(computing.sum() + uplink.sum() + error + band_price * (bandwidth.sum() - cell.bandwidth_hz))
 
-    def band_price(self, error_price: float, guess: float) -> float:
+    def band_price(self, error_price: float, guess: float, precise: float = _PRECISE) -> float:
         """mu with which the band is just used up."""
 
         def excess(logarithm: float) -> float:
             return self.band_excess(self.at(error_price, float(np.exp(logarithm)))[2])
 
-        return float(np.exp(_decreasing_root(excess, np.log(guess))))
+        return float(np.exp(_decreasing_root(excess, np.log(guess), precise)))
 
     def error_excess(self, samples: np.ndarray) -> float:
         return float(np.log(self.cell.error(samples) / self.cell.error_max))
@@ -99,8 +99,9 @@ class _Dual:
         return float(np.log(bandwidth.sum() / self.cell.bandwidth_hz))
 
 
-def _decreasing_root(function: Callable[[float], float], guess: float, step: float = 0.2) -> float:
+def _decreasing_root(function: Callable[[float], float], guess: float, precise: float = _PRECISE) -> float:
     """The root of a decreasing function of a logarithm, from a guess on; bracketed first with growing steps."""
+    step = 0.2
     limit, here = 80.0, function(guess)
     low = high = guess
     value = here
@@ -115,7 +116,7 @@ def _decreasing_root(function: Callable[[float], float], guess: float, step: flo
     if low == high:
         return low
     vector = np.vectorize(function, otypes=[float])
-    return float(find_roots(vector, np.array([low]), np.array([high]), relative=_PRECISE)[0])
+    return float(find_roots(vector, np.array([low]), np.array([high]), relative=precise)[0])
 
 
 def solve_dual(cell: Cell, start: np.ndarray | None = None) -> DualSolution:
@@ -131,7 +132,7 @@ def solve_dual(cell: Cell, start: np.ndarray | None = None) -> DualSolution:
         prices = 0.0, dual.band_price(0.0, band_guess)
     else:
         guess = max(float(first.computing.multiplier[0]), 1e-12), band_guess
-        prices = _both_at_once(dual, *guess) or _nested(dual, *guess)
+        prices = _both_at_once(dual, *guess) or _both_at_once(dual, *_nearer(dual, *guess)) or _nested(dual, *guess)
     return DualSolution(dual.at(*prices)[0], *prices, dual.value(*prices))
 
 
@@ -146,6 +147,18 @@ def _both_at_once(dual: _Dual, error_price: float, band_price: float) -> tuple[f
     if np.abs(found.fun).max() > 1e-7:
         return None
     return float(np.exp(found.x[0])), float(np.exp(found.x[1]))
+
+
+def _nearer(dual: _Dual, error_price: float, band_price: float) -> tuple[float, float]:
+    """Each price roughly right for the other's guess. With one so high or low that all devices are at a limit, the
+    excesses are flat, and no method that follows slopes leaves that place.
+    """
+
+    def excess(logarithm: float) -> float:
+        return dual.error_excess(dual.at(float(np.exp(logarithm)), band_price)[1])
+
+    price = float(np.exp(_decreasing_root(excess, np.log(error_price), 1e-2)))
+    return price, dual.band_price(price, band_price, 1e-2)
 
 
 def _nested(dual: _Dual, error_price: float, band_price: float) -> tuple[float, float]:

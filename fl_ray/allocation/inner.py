@@ -18,6 +18,7 @@ from fl_ray.allocation.roots import find_roots
 __all__ = ["Computing", "Evaluated", "Uplink", "computing", "evaluate", "least_bandwidth", "uplink"]
 
 _LN2 = np.log(2.0)
+_NEWTON_STEPS = 6
 
 
 @dataclass(frozen=True)
@@ -82,35 +83,31 @@ def _gain_slope(cell: Cell, samples: np.ndarray) -> np.ndarray:
 def best_samples(cell: Cell, time_s: np.ndarray, multiplier: np.ndarray) -> np.ndarray:
     """argmin over D of E_cmp(D, T) + lambda Delta(D), in D's limits [..., devices].
 
-    With q = 1: D = (lambda w alpha beta T^2 / (3 eps k^3))^(1/(beta+3)) where f = k D / T, (lambda w alpha beta /
-    (eps k f_min^2))^(1/(beta+1)) where f = f_min, and the kink f_min T / k where neither is consistent. For q < 1 the
-    scalar condition has no closed form and is solved numerically.
+    Where f = k D / T, the best D solves D^2 (D_loc + q (D - D_loc))^(beta+1) = q lambda w alpha beta T^2 / (3 eps k^3);
+    where f = f_min, D_loc + q (D - D_loc) = (q lambda w alpha beta / (eps k f_min^2))^(1/(beta+1)); and it is the kink
+    f_min T / k where neither is consistent. With q = 1 the first is a power, too; with q < 1 it takes Newton steps.
     """
     low, high = sample_limits(cell, time_s)
-    high = np.maximum(low, high)
-    k, kink = cell.cycles, cell.f_min_hz * time_s / cell.cycles
-    if cell.quality < 1:
-        return _best_samples_of_less_worth(cell, time_s, multiplier, low, high)
-    alpha, beta = cell.curve.alpha, cell.curve.beta
-    worth = multiplier * (alpha * beta / cell.devices)
-    cubic = (worth * time_s**2 / (3 * cell.capacitance * k**3)) ** (1 / (beta + 3))
-    linear = (worth / (cell.capacitance * k * cell.f_min_hz**2)) ** (1 / (beta + 1))
+    k, kink, beta, q = cell.cycles, cell.f_min_hz * time_s / cell.cycles, cell.curve.beta, cell.quality
+    worth = multiplier * (q * cell.curve.alpha * beta / cell.devices)
+    unseen = (1 - q) * cell.d_loc
+    linear = ((worth / (cell.capacitance * k * cell.f_min_hz**2)) ** (1 / (beta + 1)) - unseen) / q
+    wanted = worth * time_s**2 / (3 * cell.capacitance * k**3)
+    cubic = wanted ** (1 / (beta + 3)) if q == 1 else _cubic_branch(wanted, unseen, beta, q)
     best = np.where(linear <= kink, linear, np.where(cubic >= kink, cubic, kink))
-    return np.clip(best, low, high)
+    return np.clip(best, low, np.maximum(low, high))
 
 
-def _best_samples_of_less_worth(
-    cell: Cell, time_s: np.ndarray, multiplier: np.ndarray, low: np.ndarray, high: np.ndarray
-) -> np.ndarray:
-    multiplier = np.broadcast_to(multiplier, time_s.shape)
-
-    def surplus(samples: np.ndarray) -> np.ndarray:
-        return np.log(multiplier * _gain_slope(cell, samples) + 1e-300) - np.log(_cost_slope(cell, samples, time_s))
-
-    found = find_roots(surplus, low, high)
-    # With one sign over the bracket the best samples are an end of it.
-    found = np.where(surplus(low) <= 0, low, found)
-    return np.where(surplus(high) >= 0, high, found)
+def _cubic_branch(wanted: np.ndarray, unseen: np.ndarray, beta: float, q: float) -> np.ndarray:
+    """D with D^2 (unseen + q D)^(beta+1) = wanted. In log D the logarithm of the left side is convex and its slope
+    between 2 and beta + 3: Newton's method comes down from above, to all digits within the steps here.
+    """
+    goal = np.log(np.maximum(wanted, 1e-300))
+    x = (goal - (beta + 1) * np.log(q)) / (beta + 3)
+    for _ in range(_NEWTON_STEPS):
+        seen = unseen + q * np.exp(x)
+        x = x - (2 * x + (beta + 1) * np.log(seen) - goal) / (2 + (beta + 1) * (1 - unseen / seen))
+    return np.exp(x)
 
 
 def computing_energy(cell: Cell, samples: np.ndarray, time_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -120,18 +117,22 @@ def computing_energy(cell: Cell, samples: np.ndarray, time_s: np.ndarray) -> tup
 
 
 def computing_slope(cell: Cell, samples: np.ndarray, time_s: np.ndarray, multiplier: np.ndarray) -> np.ndarray:
-    """d/dT of min over D of E_cmp + lambda Delta, at its minimiser ``samples`` (envelope theorem) [J/s], <= 0."""
+    """d/dT of min over D of E_cmp + lambda Delta, at its minimiser ``samples`` (envelope theorem) [J/s], <= 0.
+
+    At the T that is just enough for D_loc it is the slope to the right.
+    """
     k, f_min, f_max = cell.cycles, cell.f_min_hz, cell.f_max_hz
     frequency = k * samples / time_s
-    steep = -2 * cell.capacitance * k * samples * frequency**2 / time_s * (frequency > f_min)
-    # A minimiser at f_max T / k, or at the kink f_min T / k, moves with T.
+    steep = -2 * cell.capacitance * k * samples * frequency**2 / time_s * (frequency > f_min * (1 + 1e-12))
+    # A minimiser at f_max T / k, or at the kink f_min T / k, moves with T where more samples are worth it.
     gain = multiplier * _gain_slope(cell, samples)
-    free = (samples > cell.d_loc) & (samples < cell.d_loc + cell.d_gen_max)
-    at_top = free & (frequency >= f_max * (1 - 1e-12))
-    at_kink = free & ~at_top & (np.abs(frequency - f_min) <= 1e-12 * f_min)
+    fewer = samples < cell.d_loc + cell.d_gen_max
+    at_top = fewer & (frequency >= f_max * (1 - 1e-12))
+    at_kink = fewer & ~at_top & (np.abs(frequency - f_min) <= 1e-12 * f_min)
     top = (cell.capacitance * k * f_max**2 - gain) * f_max / k
     kink = (cell.capacitance * k * f_min**2 - gain) * f_min / k
-    return np.minimum(0.0, np.where(at_top, top, np.where(at_kink, kink, steep)))
+    slope = np.where(at_top, np.minimum(steep, top), np.where(at_kink, kink, steep))
+    return np.minimum(0.0, slope)
 
 
 def computing(cell: Cell, time_s: np.ndarray) -> Computing:

@@ -31,8 +31,15 @@ class ReferenceInner:
         )
         curve, local = cell.curve, cell.d_loc / 1e3
         seen = local + cell.quality * (self._samples - local)
-        error = cp.sum(curve.alpha * 1e3**-curve.beta * cp.power(seen, -curve.beta)) / devices + curve.gamma
-        limits = [self._samples >= local, self._samples <= self._most, error <= cell.error_max]
+        # seen^-beta <= fallen as a power cone: cp.power takes the exponent for a fraction near it, to five digits.
+        fallen, exponent = cp.Variable(devices), np.full(devices, 1 / (1 + curve.beta))
+        error = cp.sum(curve.alpha * 1e3**-curve.beta * fallen) / devices + curve.gamma
+        limits = [
+            self._samples >= local,
+            self._samples <= self._most,
+            cp.PowCone3D(fallen, seen, np.ones(devices), exponent),
+            error <= cell.error_max,
+        ]
         self.computing = cp.Problem(cp.Minimize(energy), limits)
 
         self._band = cp.Variable(devices, pos=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from fl_ray.allocation import inner
 from fl_ray.allocation.cell import Cell
-from fl_ray.allocation.dual import central_split
+from fl_ray.allocation.dual import central_split, split_limits
 from fl_ray.config import AllocationConfig
 from tuning.cross_entropy import CrossEntropy
 
@@ -151,6 +151,7 @@ def gradient(cell: Cell, rho: np.ndarray, found: inner.Evaluated) -> np.ndarray:
 def _gradient(evaluator: Evaluator, start: np.ndarray | None, settings: SearchSettings) -> None:
     """L-BFGS (ten pairs) with backtracking into the feasible set; the energy is convex in rho."""
     cell = evaluator.cell
+    least, most = (limit.clip(LOW, HIGH) for limit in split_limits(cell))
     rho = np.full(cell.devices, 0.5) if start is None else start
     found = evaluator.many(rho[None])
     if not np.isfinite(found.energy_j[0]):
@@ -158,12 +159,14 @@ def _gradient(evaluator: Evaluator, start: np.ndarray | None, settings: SearchSe
     energy, slope = float(found.energy_j[0]), gradient(cell, rho[None], found)[0]
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
     while not evaluator.spent:
-        direction = -_two_loops(slope, pairs)
+        # A device that would leave its own limits stays where it is.
+        pressed = ((rho <= least) & (slope > 0)) | ((rho >= most) & (slope < 0))
+        direction = np.where(pressed, 0.0, -_two_loops(np.where(pressed, 0.0, slope), pairs))
         if not pairs:
             direction *= 0.02 / np.abs(direction).max()
         step, accepted = 1.0, False
         while not evaluator.spent and step > 1e-14:
-            moved = (rho + step * direction).clip(LOW, HIGH)
+            moved = (rho + step * direction).clip(least, most)
             found = evaluator.many(moved[None])
             if found.energy_j[0] <= energy + 1e-4 * slope @ (moved - rho):
                 accepted = True
