@@ -164,6 +164,13 @@ def test_a_general_solver_of_the_whole_problem_finds_no_better(devices: int, qua
         assert found == pytest.approx(solve_dual(cell).lower_bound_j, rel=1e-5)
 
 
+@pytest.mark.filterwarnings("error")
+def test_uploads_of_a_billionth_of_the_time_are_planned_for() -> None:
+    for bits in (1e3, 1e5, 1e7):
+        cell = replace(random_cell(10, 1), upload_bits=bits)
+        assert -1e-9 <= gap(cell) <= 1e-6
+
+
 def test_where_local_data_are_enough_nobody_pays_for_the_error() -> None:
     cell = replace(random_cell(10, 1), error_max=0.9)
     found = solve_dual(cell)
