@@ -70,7 +70,8 @@ def curve_comparison(
 
 def default_amounts(most: int) -> list[int]:
     """Six amounts from 1/32 of all that a client can have up to all, each twice the one before."""
-    return sorted({int(amount) for amount in np.geomspace(max(1, most * _SMALLEST_SHARE), most, _DEFAULT_AMOUNTS)})
+    amounts = np.rint(np.geomspace(max(1, most * _SMALLEST_SHARE), most, _DEFAULT_AMOUNTS))
+    return sorted({int(amount) for amount in amounts})
 
 
 def _at(base: Mapping[str, Any], whole: RunConfig, share: float) -> RunConfig:

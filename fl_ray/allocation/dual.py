@@ -46,7 +46,8 @@ def split_limits(cell: Cell) -> tuple[np.ndarray, np.ndarray]:
     """
     low = cell.cycles * cell.d_loc / (cell.f_max_hz * cell.t_max_s)
     least_s = cell.upload_bits * _LN2 * cell.noise_w_hz / (cell.p_max_w * cell.gain)
-    return low, 1 - least_s * (1 + 1e-9) / cell.t_max_s
+    # What is left of 1 must have digits enough: a small model's upload can take a billionth of Tmax.
+    return low, 1 - (least_s * (1 + 1e-9) / cell.t_max_s + 1e-12)
 
 
 class _Dual:

@@ -192,11 +192,12 @@ def _plan_at(
     found = inner.evaluate(cell, rho)
     computing, uplink = found.computing, found.uplink
     d_gen = computing.samples - cell.d_loc
+    most = inner.sample_limits(cell, rho * cell.t_max_s)[1] - cell.d_loc  # at f_max
     return Plan(
         cell=cell,
         search=name,
         d_gen=d_gen,
-        class_amounts=class_amounts(cell, d_gen),
+        class_amounts=class_amounts(cell, d_gen, most),
         rho=rho,
         f_hz=computing.frequency_hz,
         b_hz=uplink.bandwidth_hz,
@@ -246,10 +247,10 @@ def filled_plan(cell: Cell, amounts: np.ndarray, name: str) -> Plan:
     return at_full_power(Plan(cell, name, d_gen, amounts, *[empty] * 8, error=error, lower_bound_j=0.0))
 
 
-def class_amounts(cell: Cell, d_gen: np.ndarray) -> np.ndarray:
-    """Images of each class for each device, int64 [devices, classes]: ``d_gen`` rounded up (so that the error stays
-    below its limit) where f_max and d_gen_max allow, spread for the greatest label entropy (``water_fill``).
+def class_amounts(cell: Cell, d_gen: np.ndarray, most: np.ndarray) -> np.ndarray:
+    """Images of each class for each device, int64 [devices, classes]: ``d_gen`` rounded up, so that the error stays
+    below its limit, but to no more than ``most`` [devices]; spread for the greatest label entropy (``water_fill``).
     """
     whole = np.ceil(d_gen - 1e-6).astype(np.int64)
-    whole = np.minimum(whole, int(cell.d_gen_max))
+    whole = np.minimum(whole, np.floor(most + 1e-6).astype(np.int64))
     return np.stack([water_fill(counts, int(amount)) for counts, amount in zip(cell.class_counts, whole, strict=True)])

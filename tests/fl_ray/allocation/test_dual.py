@@ -27,7 +27,7 @@ def gap(cell: Cell) -> float:
     [(5, 1.0, 60), (20, 1.0, 60), (200, 1.0, 60), (5, 0.6, 60), (20, 0.8, 90), (20, 1.0, 35), (20, 0.5, 600)],
 )
 def test_the_plan_meets_its_bound(devices: int, quality: float, t_max_s: float) -> None:
-    for seed in range(3):
+    for seed in range(2):
         cell = random_cell(devices, seed, quality=quality, t_max_s=float(t_max_s), error_max=0.26)
         if feasibility(cell).feasible:
             assert -1e-9 <= gap(cell) <= 1e-6
@@ -164,6 +164,13 @@ def test_a_general_solver_of_the_whole_problem_finds_no_better(devices: int, qua
         assert found == pytest.approx(solve_dual(cell).lower_bound_j, rel=1e-5)
 
 
+@pytest.mark.filterwarnings("error")
+def test_uploads_of_a_billionth_of_the_time_are_planned_for() -> None:
+    for bits in (1e3, 1e5, 1e7):
+        cell = replace(random_cell(10, 1), upload_bits=bits)
+        assert -1e-9 <= gap(cell) <= 1e-6
+
+
 def test_where_local_data_are_enough_nobody_pays_for_the_error() -> None:
     cell = replace(random_cell(10, 1), error_max=0.9)
     found = solve_dual(cell)
@@ -208,9 +215,8 @@ def hurried(cell: Cell) -> Cell:
         (hurried, "too"),
     ],
 )
-@pytest.mark.parametrize("seed", [0, 5])
-def test_what_has_no_plan_says_why_and_what_would_do(change: Callable[[Cell], Cell], match: str, seed: int) -> None:
-    cell = change(random_cell(8, seed))
+def test_what_has_no_plan_says_why_and_what_would_do(change: Callable[[Cell], Cell], match: str) -> None:
+    cell = change(random_cell(8, 0))
     found = feasibility(cell)
     assert not found.feasible
     assert re.search(match, "; ".join(found.reasons)), found.reasons
@@ -243,8 +249,8 @@ def test_the_central_split_is_feasible_with_room() -> None:
 @pytest.mark.parametrize(("seed", "t_max_s"), [(0, 30.0), (4, 40.0)])
 def test_in_tight_cells_a_search_from_nowhere_finds_nothing_where_others_do(seed: int, t_max_s: float) -> None:
     cell = replace(random_cell(20, seed), t_max_s=t_max_s)
-    lost = search(cell, "ce", SearchSettings(evaluations=2000, feasible_start=False))
-    assert len(lost.history_j) == 2000
+    lost = search(cell, "ce", SearchSettings(evaluations=1000, feasible_start=False))
+    assert len(lost.history_j) == 1000
     assert lost.best_rho is None
     best = solve_dual(cell).lower_bound_j
     assert -1e-9 <= gap(cell) <= 1e-6

@@ -22,7 +22,7 @@ def test_the_band_covers_the_true_curve_about_as_often_as_it_says() -> None:
     true, rng = LearningCurve(5, 0.4, 0.05), np.random.default_rng(0)
     amounts = np.repeat(AMOUNTS, 3)
     covered = []
-    for _ in range(60):
+    for _ in range(40):
         fit = fit_curve(amounts, true.error(amounts) + rng.normal(0, 0.01, len(amounts)))
         low, high = fit.band(AMOUNTS)
         covered.append((low <= true.error(AMOUNTS)) & (true.error(AMOUNTS) <= high))
