@@ -68,7 +68,8 @@ def round_cost(
     cycles = epochs * fleet.cycles_per_sample[cohort] * samples
     rate_up = shannon_rate(band, power, gain, noise)
     # The base station splits its power like the band.
-    rate_down = shannon_rate(band, config.server_power_w * share, gain, noise)
+    down = share if fleet.down_share is None else fleet.down_share[cohort] / fleet.down_share[cohort].sum()
+    rate_down = shannon_rate(config.bandwidth_hz * down, config.server_power_w * down, gain, noise)
     if fleet.rate_bps is not None:
         measured = fleet.rate_bps[cohort]
         rate_up, rate_down = (np.where(np.isnan(measured), rate, measured) for rate in (rate_up, rate_down))

@@ -20,6 +20,7 @@ class Fleet:
     """Device parameters as arrays [clients], SI units.
 
     Attributes:
+        down_share: of the band on the down-link; None: ``bandwidth_share``.
         rate_bps: measured link rates, both ways, in place of the channel model's; NaN: not measured.
         availability: None: everybody, always.
     """
@@ -32,6 +33,7 @@ class Fleet:
     gain: np.ndarray
     bandwidth_share: np.ndarray
     distance_m: np.ndarray
+    down_share: np.ndarray | None = None
     rate_bps: np.ndarray | None = None
     availability: Availability | None = None
 
