@@ -101,6 +101,8 @@ class Sensor:
             counter = zone / "energy_uj"
             if os.access(counter, os.R_OK):
                 name = f"CPU {(zone / 'name').read_text(encoding='utf-8').strip()}"
+                if not name.startswith("CPU package"):  # psys, the whole platform, has the packages in it
+                    continue
                 self._counters[name] = lambda path=counter: int(path.read_text(encoding="utf-8")) / 1e6
                 self._wraps[name] = int((zone / "max_energy_range_uj").read_text(encoding="utf-8")) / 1e6
         self.names = list(self._counters)

@@ -240,7 +240,8 @@ class Experiment:
         if every and number % every == 0:
             found = self._test_clients(context, number)
             row |= {name: found[key] for name, key in CLIENT_RESULTS.items()}
-        if self.config.gradient_cosine_every and number % self.config.gradient_cosine_every == 0:
+        asked = self.config.gradient_cosine_every if self.method.trains_clients else 0
+        if asked and number % asked == 0:
             row["gradient_cosine"] = gradient_cosine(context, report.weights)
         self.folder.add_history(row)
         if self.tracker is not None:

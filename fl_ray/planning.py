@@ -23,7 +23,7 @@ def cell_of(config: RunConfig, data: FederatedData, fleet: Fleet) -> Cell:
     A device may run at any frequency of its tier's range ``frequency_hz``, and send with up to its ``power_w``.
 
     Raises:
-        SettingError: not all clients take part in a round, rates are measured ones, or a device has no data.
+        SettingError: not all clients take part in every round, rates are measured ones, or a device has no data.
     """
     if config.cohort_size < config.data.clients:
         raise SettingError(
@@ -35,12 +35,17 @@ def cell_of(config: RunConfig, data: FederatedData, fleet: Fleet) -> Cell:
             "fleet.trace.capacity gives measured link rates, for which a plan of bandwidth and power has no model; "
             "leave it out"
         )
+    if fleet.availability is not None:
+        raise SettingError(
+            "fleet.availability (or fleet.trace.availability) takes devices away, but a plan has all of them in every "
+            "round; leave it out"
+        )
     ranges = [tier.frequency_hz for tier in config.fleet.tiers]
     limits = np.array([value if isinstance(value, list) else [value, value] for value in ranges])[fleet.tier]
     limit = config.allocation
     return Cell(
         class_counts=data.counts(),
-        cycles_per_sample=fleet.cycles_per_sample,
+        cycles_per_sample=fleet.cycles_per_sample * config.training.sample_fraction,
         capacitance=fleet.capacitance,
         f_min_hz=limits[:, 0],
         f_max_hz=limits[:, 1],
@@ -48,7 +53,7 @@ def cell_of(config: RunConfig, data: FederatedData, fleet: Fleet) -> Cell:
         gain=fleet.gain,
         bandwidth_hz=config.fleet.bandwidth_hz,
         noise_w_hz=noise_w_hz(config.fleet),
-        upload_bits=float(limit.upload_bits or 8 * model_bytes(config, data)),
+        upload_bits=float(limit.upload_bits or 8 * upload_bytes(config, data)),
         local_epochs=config.training.local_epochs,
         t_max_s=limit.t_max_s,
         error_max=limit.error_max,
@@ -58,12 +63,13 @@ def cell_of(config: RunConfig, data: FederatedData, fleet: Fleet) -> Cell:
     )
 
 
-def model_bytes(config: RunConfig, data: FederatedData) -> int:
-    """Of the model in fp32."""
+def upload_bytes(config: RunConfig, data: FederatedData) -> int:
+    """Of a client's update: the model in fp32, or what the recipe's ``updates`` make of it."""
     from fl_ray.model import ImageShape, WeightLayout, build_module
+    from fl_ray.updates import UpdateChain
 
     layout = WeightLayout(build_module(config.model, ImageShape.of(data.source), config.training))
-    return 4 * len(layout.is_parameter)
+    return UpdateChain(tuple(config.updates), layout.is_parameter, config.seed).upload_bytes()
 
 
 def load_curve(setting: str | dict[str, float] | None) -> LearningCurve:

@@ -129,7 +129,9 @@ def fit_curve(samples: np.ndarray, errors: np.ndarray) -> CurveFit:
     for floor in np.linspace(0, 0.95, 8) * errors.min():
         line = np.polyfit(np.log(samples), np.log(np.maximum(errors - floor, 1e-6)), 1)
         start = [line[1], np.log(max(-line[0], 1e-3)), floor]
-        found = least_squares(residual, start, bounds=([-50, -12, 0], [50, 3, errors.min()]), xtol=1e-14, ftol=1e-14)
+        found = least_squares(
+            residual, start, bounds=([-50, -12, 0], [50, 3, max(errors.min(), 1e-9)]), xtol=1e-14, ftol=1e-14
+        )
         if best is None or found.cost < best.cost:
             best = found
     gamma = float(best.x[2]) if best.x[2] > 1e-12 else 0.0

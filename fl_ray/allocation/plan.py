@@ -12,7 +12,7 @@ import numpy as np
 from fl_ray.allocation import inner
 from fl_ray.allocation.categories import water_fill
 from fl_ray.allocation.cell import Cell
-from fl_ray.allocation.dual import feasibility, solve_dual
+from fl_ray.allocation.dual import central_split, feasibility, solve_dual
 from fl_ray.allocation.search import SearchSettings, search
 from fl_ray.config import AllocationConfig
 from fl_ray.errors import InfeasibleError, SettingError
@@ -58,9 +58,9 @@ class Plan:
         return float(self.e_cmp_j.sum() + self.e_com_j.sum())
 
     @property
-    def gap(self) -> float:
-        """How far the energy can be above the least possible: (energy - lower bound) / energy."""
-        return max(0.0, (self.energy_j - self.lower_bound_j) / self.energy_j)
+    def gap(self) -> float | None:
+        """How far the energy can be above the least possible: energy / lower bound - 1. None: there is no bound."""
+        return max(0.0, self.energy_j / self.lower_bound_j - 1) if self.lower_bound_j > 0 else None
 
     def binding(self) -> dict[str, list[int] | bool]:
         """Which limits are reached: the global ones, and of each device's those with the devices that are there."""
@@ -149,6 +149,11 @@ def make_plan(cell: Cell, config: AllocationConfig, seed: int = 0) -> Plan:
             )
         rho, history = found.best_rho, found.history_j
     plan = _plan_at(cell, rho, config.search, exact.lower_bound_j, history, error_price, band_price)
+    if not exact.lower_bound_j <= plan.energy_j * (1 + 1e-6):
+        raise InfeasibleError(
+            f"the limits leave so little room that the plan's energy ({plan.energy_j:g} J) can't be certified (lower "
+            f"bound {exact.lower_bound_j:g} J); raise allocation.t_max_s or allocation.error_max a little"
+        )
     return plan if config.optimise else at_full_power(plan)
 
 
@@ -189,7 +194,7 @@ def _plan_at(
     error_price_j: float,
     band_price_j_hz: float,
 ) -> Plan:
-    found = inner.evaluate(cell, rho)
+    rho, found = _within_limits(cell, rho)
     computing, uplink = found.computing, found.uplink
     d_gen = computing.samples - cell.d_loc
     most = inner.sample_limits(cell, rho * cell.t_max_s)[1] - cell.d_loc  # at f_max
@@ -211,6 +216,23 @@ def _plan_at(
         error_price_j=error_price_j,
         band_price_j_hz=band_price_j_hz,
         history_j=history_j,
+    )
+
+
+def _within_limits(cell: Cell, rho: np.ndarray) -> tuple[np.ndarray, inner.Evaluated]:
+    """The splits, or where rounding has pushed them over a limit, the nearest on the way to splits with room."""
+    found = inner.evaluate(cell, rho)
+    if found.violation <= 0:
+        return rho, found
+    inside = central_split(cell)
+    for share in np.geomspace(1e-10, 1.0, 31):
+        nearer = rho + share * (inside - rho)
+        found = inner.evaluate(cell, nearer)
+        if found.violation <= 0:
+            return nearer, found
+    raise InfeasibleError(
+        "the limits leave a plan no room beyond rounding; raise allocation.t_max_s, allocation.error_max or "
+        "fleet.bandwidth_hz a little"
     )
 
 

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fl_ray.allocation.cell import Cell
-from fl_ray.allocation.plan import Plan, filled_plan, make_plan
+from fl_ray.allocation.plan import Plan, cell_to_plan, filled_plan, make_plan
 from fl_ray.config import RunConfig
 from fl_ray.context import RunContext
 from fl_ray.data.parts import FederatedData
 from fl_ray.data.statistics import label_entropy
 from fl_ray.devices.cost import shannon_rate
 from fl_ray.devices.fleet import Fleet, noise_w_hz, redraw_channels
-from fl_ray.errors import InfeasibleError
+from fl_ray.errors import InfeasibleError, SettingError
 from fl_ray.methods.fedavg import FedAvg
 from fl_ray.planning import cell_of
 
@@ -35,9 +35,9 @@ __all__ = ["FIMI", "HDC", "TFL"]
 class FIMI(FedAvg):
     """FedAvg on local and synthetic data, as planned. With ``generator.name: cgan`` it is FIMI's baseline GAN.
 
-    Every device runs at the plan's frequency, bandwidth and power, on which virtual time and energy are reckoned; the
-    down-link of the model comes on top of the plan's Tmax. Delivering the synthetic images is not on the clock: the
-    summary has its bytes and seconds by themselves.
+    Every device runs at the plan's frequency, uplink bandwidth and power: they make virtual time and energy. The plan's
+    Tmax holds computing and uplink; the model's down-link, over the tiers' parts of the band, comes on top. Delivering
+    the synthetic images is not on the clock: the summary has its bytes and seconds by themselves.
 
     Args:
         plan: a plan.json of ``fl-ray plan`` for this recipe and seed; default: planned here, as ``allocation`` says.
@@ -59,8 +59,18 @@ class FIMI(FedAvg):
     def equip(
         self, config: RunConfig, data: FederatedData, fleet: Fleet, synthesis: Synthesis | None
     ) -> tuple[FederatedData, Fleet]:
+        if config.allocation.upload_bits is not None:
+            raise SettingError(
+                f"allocation.upload_bits is {config.allocation.upload_bits:g}, but in a run the devices send the model "
+                "itself; leave it out (it is for fl-ray plan alone)"
+            )
         cell = cell_of(config, data, fleet)
         self.plan = self.make(config, cell)
+        if self.plan.class_amounts.any() and synthesis is None:
+            raise SettingError(
+                f"method.plan {self.plan_file} has synthetic images, but method {config.method.name} makes none; take "
+                "method fimi, or leave it out"
+            )
         self._before = data.counts()
         self._drawn = fleet
         if self.plan.class_amounts.any():
@@ -70,7 +80,7 @@ class FIMI(FedAvg):
     def make(self, config: RunConfig, cell: Cell) -> Plan:
         """The plan of a cell."""
         if self.plan_file is not None:
-            return Plan.load(Path(self.plan_file), cell)
+            return Plan.load(Path(self.plan_file), cell_to_plan(cell, config.allocation))
         return make_plan(cell, config.allocation, config.seed)
 
     def _synthesise(self, config: RunConfig, data: FederatedData, synthesis: Synthesis) -> FederatedData:
@@ -81,17 +91,24 @@ class FIMI(FedAvg):
 
     def _at(self, fleet: Fleet, plan: Plan) -> Fleet:
         """The devices at the plan's operating points. Whole images in place of the continuous optimum take a little
-        more time at the same frequency: it is raised by as much where f_max allows.
+        more time: where that was all used up, the frequency is raised by as much, as far as f_max allows.
         """
         cell = plan.cell
         whole = cell.d_loc + plan.class_amounts.sum(axis=1)
-        raised = plan.f_hz * np.maximum(1.0, whole / (cell.d_loc + plan.d_gen))
-        # In units that add up to the number of devices, as the tiers' default shares do.
-        share = plan.b_hz / cell.bandwidth_hz * cell.devices
-        return replace(fleet, frequency_hz=np.minimum(raised, cell.f_max_hz), power_w=plan.p_w, bandwidth_share=share)
+        in_time = cell.cycles * whole / np.maximum(plan.t_cmp_s, plan.rho * cell.t_max_s)
+        # In the tiers' units, whose sum is what the cluster was asked for.
+        share = plan.b_hz / cell.bandwidth_hz * fleet.bandwidth_share.sum()
+        return replace(
+            fleet,
+            frequency_hz=np.minimum(np.maximum(plan.f_hz, in_time), cell.f_max_hz),
+            power_w=plan.p_w,
+            bandwidth_share=share,
+            down_share=fleet.bandwidth_share,
+        )
 
     def setup(self, run: RunContext) -> None:
-        self.plan.save(run.folder / "plan.json")
+        if not (run.folder / "plan.json").exists():  # a replay writes nothing
+            self.plan.save(run.folder / "plan.json")
         plan, after = self.plan, run.data.counts()
         sent = plan.class_amounts.sum(axis=1) * int(np.prod(run.data.images.shape[1:]))
         seconds = self._delivery_s(run, sent)
@@ -113,7 +130,7 @@ class FIMI(FedAvg):
     def _delivery_s(self, run: RunContext, sent: np.ndarray) -> float:
         """Seconds until the last device has its synthetic images, as uint8 pixels, over its part of the down-link."""
         config, fleet = run.config.fleet, run.fleet
-        share = fleet.bandwidth_share / fleet.bandwidth_share.sum()
+        share = fleet.down_share / fleet.down_share.sum()
         rate = shannon_rate(config.bandwidth_hz * share, config.server_power_w * share, fleet.gain, noise_w_hz(config))
         return float((8 * sent / rate).max())
 
@@ -127,12 +144,17 @@ class FIMI(FedAvg):
             cell_of(run.config, run.data, fleet), d_gen_max=0.0, upload_bits=self.plan.cell.upload_bits, error_max=1e9
         )
         try:
-            again = make_plan(cell, replace(run.config.allocation, search="dual"))
+            again = self.make_again(run.config, cell)
         except InfeasibleError as error:
-            run.notes["replans_at_full_power"] = run.notes.get("replans_at_full_power", 0) + 1
+            told = run.notes.get("periods_at_full_power", [])
+            run.notes["periods_at_full_power"] = sorted({*told, period})  # a resumed run comes here once more
             run.progress.message(f"round {round_number + 1}: no plan on the new channels: {error}")
             again = full_power_plan(cell)
         run.fleet = self._at(fleet, again)
+
+    def make_again(self, config: RunConfig, cell: Cell) -> Plan:
+        """The plan on new channels, of a cell whose local samples are all that the devices have."""
+        return make_plan(cell, replace(config.allocation, search="dual"))
 
 
 def full_power_plan(cell: Cell) -> Plan:
@@ -146,9 +168,10 @@ class TFL(FIMI):
     uses_generator = False
 
     def make(self, config: RunConfig, cell: Cell) -> Plan:
+        allocation = replace(config.allocation, synthesis=False)
         if self.plan_file is not None:
-            return super().make(config, cell)
-        return make_plan(cell, replace(config.allocation, synthesis=False), config.seed)
+            return Plan.load(Path(self.plan_file), cell_to_plan(cell, allocation))
+        return make_plan(cell, allocation, config.seed)
 
 
 class HDC(FIMI):
@@ -156,8 +179,14 @@ class HDC(FIMI):
     d_gen_max and to what fits into Tmax at f_max; at f_max and p_max on even parts of the band, whatever the energy.
     """
 
+    def __init__(self, replan_every: int = 0) -> None:
+        super().__init__(None, replan_every)
+
     def make(self, config: RunConfig, cell: Cell) -> Plan:
         return filled_plan(cell, heuristic_amounts(cell), "heuristic")
+
+    def make_again(self, config: RunConfig, cell: Cell) -> Plan:
+        return full_power_plan(cell)
 
 
 def heuristic_amounts(cell: Cell) -> np.ndarray:

@@ -15,6 +15,7 @@ from fl_ray.config import RunConfig
 from fl_ray.context import RunContext
 from fl_ray.data.parts import FederatedData
 from fl_ray.devices.fleet import Fleet
+from fl_ray.errors import SettingError
 from fl_ray.methods.fimi import TFL
 from fl_ray.methods.reference import ServerOnly
 from fl_ray.planning import cell_of
@@ -30,6 +31,11 @@ def server_amounts(config: RunConfig, cell: Cell, images: int | None) -> np.ndar
     """Images of each class, as many of each (one more of the first classes where that does not divide)."""
     if images is None:
         images = int(make_plan(cell, config.allocation, config.seed).class_amounts.sum())
+        if images == 0:
+            raise SettingError(
+                f"method {config.method.name}: FIMI's plan has no synthetic images (the local data suffice for "
+                f"allocation.error_max {config.allocation.error_max:g}); lower that, or give method.images"
+            )
     classes = cell.class_counts.shape[1]
     return np.full(classes, images // classes) + (np.arange(classes) < images % classes)
 

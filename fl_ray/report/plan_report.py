@@ -60,7 +60,7 @@ def total_rows(plan: Plan) -> list[list[str]]:
         ["... of it computing", f"{plan.e_cmp_j.sum():.6g} J"],
         ["... of it uplink", f"{plan.e_com_j.sum():.6g} J"],
         ["lower bound", f"{plan.lower_bound_j:.6g} J"],
-        ["gap", f"{plan.gap:.2e}"],
+        ["gap", _gap(plan)],
         ["samples, local", f"{plan.cell.d_loc.sum():.0f}"],
         ["samples, synthetic", f"{plan.d_gen.sum():.1f}"],
         ["error on the curve", f"{plan.error:.6g}"],
@@ -76,6 +76,10 @@ def total_rows(plan: Plan) -> list[list[str]]:
             all_of_them = len(found) == plan.cell.devices
             rows.append([f"{name} binds", "all devices" if all_of_them else f"{len(found)} devices: {shown}"])
     return rows
+
+
+def _gap(plan: Plan) -> str:
+    return "unknown" if plan.gap is None else f"{plan.gap:.2e}"
 
 
 def write_plan(plan: Plan, name: str, output: Path) -> None:
@@ -97,5 +101,5 @@ def write_plan(plan: Plan, name: str, output: Path) -> None:
         html.section("Figures", *figures),
         html.section("Devices", html.table(DEVICE_COLUMNS, rows[:1000])),
     ]
-    lead = f"{plan.cell.devices} devices, {plan.energy_j:.6g} J a round, gap {plan.gap:.1e}"
+    lead = f"{plan.cell.devices} devices, {plan.energy_j:.6g} J a round, gap {_gap(plan)}"
     (output / "plan.html").write_text(html.page(f"Plan: {name}", lead, sections), encoding="utf-8")

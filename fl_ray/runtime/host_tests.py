@@ -82,12 +82,14 @@ class HostTests:
         return torch.cat([part.ravel() for part in total]).cpu().numpy()
 
     def gradient_cosines(self, weights: np.ndarray, clients: list[int], wanted: np.ndarray) -> list[float]:
-        """Cosine of each client's gradient on all its images with ``wanted``; 0 where a gradient is 0."""
+        """Cosine of each client's gradient on all its images with ``wanted``; 0 where one is 0, NaN where one is
+        not finite.
+        """
         cosines = []
         for client in clients:
             own = self.gradient(weights, self.data.partition.of(client)).astype(np.float64)
             norms = np.linalg.norm(own) * np.linalg.norm(wanted.astype(np.float64))
-            cosines.append(float(own @ wanted / norms) if norms > 0 else 0.0)
+            cosines.append(0.0 if norms == 0 else float(own @ wanted / norms))
         return cosines
 
     def _real_blocks(self, training_part: bool) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
