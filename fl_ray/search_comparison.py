@@ -127,8 +127,9 @@ class _CellOfSeed:
         found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
         if found is None or found["given"] != candidates:
             settings = replace(SearchSettings.of(self.config.allocation, seed), evaluations=candidates)
+            cell = self.cell
             start = time.perf_counter()
-            history = np.array(search(self.cell, name, settings).history_j)
+            history = np.array(search(cell, name, settings).history_j)
             seconds = time.perf_counter() - start
             better = np.flatnonzero(history < np.concatenate([[np.inf], history[:-1]]))
             steps = [[int(place) + 1, float(history[place])] for place in better]

@@ -284,7 +284,7 @@ def _least_time(cell: Cell) -> float:
     from dataclasses import replace
 
     most = cell.d_loc + cell.d_gen_max
-    if cell.error(most) > cell.error_max:
+    if cell.error(most) >= cell.error_max * (1 - 1e-12):  # reached at the very end of all times, if at all
         return np.inf
     low, high = 0.0, cell.t_max_s
     while _least_error(replace(cell, t_max_s=high))[0] > cell.error_max:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 
 import numpy as np
 
@@ -73,14 +74,22 @@ class Evaluator:
             self.history_j.append(self.best_j)
         return found
 
-    def one(self, rho: np.ndarray, scale: float) -> float:
+    def one(self, rho: np.ndarray) -> float:
         """Energy of a candidate [devices], for searches that know no constraints: an infeasible one is worse than any
-        feasible one of up to ten times ``scale``, and the worse the more it violates.
+        feasible one, and the worse the more it violates.
         """
         if self.spent:
             raise _SpentError
         found = self.many(np.asarray(rho, dtype=np.float64)[None])
-        return float(found.energy_j[0]) if found.violation[0] <= 0 else scale * (10 + min(found.violation[0], 1e6))
+        violation = float(found.violation[0])
+        return float(found.energy_j[0]) if violation <= 0 else self._most_j * (1 + min(violation, 1e6))
+
+    @cached_property
+    def _most_j(self) -> float:
+        """What no plan exceeds: the most samples at f_max, and p_max for all of Tmax."""
+        cell = self.cell
+        computing = cell.capacitance * cell.cycles * (cell.d_loc + cell.d_gen_max) * cell.f_max_hz**2
+        return float((computing + cell.p_max_w * cell.t_max_s).sum())
 
 
 class _SpentError(Exception):
@@ -162,6 +171,8 @@ def _gradient(evaluator: Evaluator, start: np.ndarray | None, settings: SearchSe
         # A device that would leave its own limits stays where it is.
         pressed = ((rho <= least) & (slope > 0)) | ((rho >= most) & (slope < 0))
         direction = np.where(pressed, 0.0, -_two_loops(np.where(pressed, 0.0, slope), pairs))
+        if not direction.any():
+            return
         if not pairs:
             direction *= 0.02 / np.abs(direction).max()
         step, accepted = 1.0, False
@@ -205,7 +216,6 @@ def _nelder_mead(evaluator: Evaluator, start: np.ndarray | None, settings: Searc
 
     devices = evaluator.cell.devices
     center = np.full(devices, 0.5) if start is None else start
-    scale = _scale(evaluator, center)
     simplex = np.vstack([center, center + 0.05 * np.where(center > 0.5, -1, 1)[:, None] * np.eye(devices)])
     options = {
         "initial_simplex": simplex,
@@ -215,18 +225,12 @@ def _nelder_mead(evaluator: Evaluator, start: np.ndarray | None, settings: Searc
         "adaptive": True,
     }
     minimize(
-        lambda rho: evaluator.one(rho, scale),
+        evaluator.one,
         center,
         method="Nelder-Mead",
         bounds=[(LOW, HIGH)] * devices,
         options=options,
     )
-
-
-def _scale(evaluator: Evaluator, rho: np.ndarray) -> float:
-    """An energy to measure violations against: that of the start, or 1 where that is infeasible."""
-    found = evaluator.many(rho[None])
-    return float(found.energy_j[0]) if np.isfinite(found.energy_j[0]) else 1.0
 
 
 def _optuna(sampler: str) -> Callable[[Evaluator, np.ndarray | None, SearchSettings], None]:
@@ -241,19 +245,17 @@ def _optuna(sampler: str) -> Callable[[Evaluator, np.ndarray | None, SearchSetti
             "nsga2": lambda: optuna.samplers.NSGAIISampler(seed=settings.seed, population_size=20),
         }
         devices = evaluator.cell.devices
-        center = np.full(devices, 0.5) if start is None else start
         names = [f"rho{device}" for device in range(devices)]
         verbosity = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         try:
             study = optuna.create_study(sampler=makers[sampler]())
             if start is not None:
-                study.enqueue_trial(dict(zip(names, center.tolist(), strict=True)))
-            scale = _scale(Evaluator(evaluator.cell, 1), center)
+                study.enqueue_trial(dict(zip(names, start.tolist(), strict=True)))
             while not evaluator.spent:
                 trial = study.ask()
                 rho = np.array([trial.suggest_float(name, LOW, HIGH) for name in names])
-                study.tell(trial, evaluator.one(rho, scale))
+                study.tell(trial, evaluator.one(rho))
         finally:
             optuna.logging.set_verbosity(verbosity)
 

@@ -140,7 +140,7 @@ class RayRuntime(Runtime):
     def _begin(self, ahead: RunConfig | None) -> None:
         try:
             self._connection.wait()
-            if ahead is not None:
+            if ahead is not None and not (ahead.runtime.actors != "pooled" and _changes_fleet(ahead)):
                 fleet = draw_fleet(ahead.fleet, ahead.data.clients, ahead.seed)
                 self._start(self._plan(ahead.fleet, fleet, ahead.cohort_size))
                 for actor in self._actors:
@@ -464,6 +464,14 @@ class RayRuntime(Runtime):
         if ray.is_initialized():
             self._release()
         self._connection.close()
+
+
+def _changes_fleet(config: RunConfig) -> bool:
+    """Whether the method changes the devices, and with them what actors of single clients are given."""
+    from fl_ray.methods.base import Method  # which imports the runtimes' interface
+    from fl_ray.registry import resolve_name
+
+    return resolve_name("method", config.method.name).equip is not Method.equip
 
 
 def _runs(count: int, pieces: int) -> list[list[int]]:

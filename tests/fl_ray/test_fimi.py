@@ -218,11 +218,11 @@ def test_the_gradients_cosine_against_autograd(run_small: Run) -> None:
 
 def test_the_same_in_actors(fimi: Run, ray_session: None) -> None:
     """Pooled and one actor per client, whose bundles carry the plan's shares of the band."""
-    here, _ = fimi(rounds=2, gradient_cosine_every=1)
-    tiers = [{**FIMI_SETTINGS["fleet"]["tiers"][0], "cpus": 0.5}]
-    for actors in ("pooled", "per_client"):
-        layout = {"runtime__backend": "ray", "runtime__actors": actors}
-        there, _ = fimi(rounds=2, gradient_cosine_every=1, fleet=FIMI_SETTINGS["fleet"] | {"tiers": tiers}, **layout)
+    few = {"data__clients": 3, "rounds": 2, "gradient_cosine_every": 1}
+    here, _ = fimi(**few)
+    for layout in ({"actors": "pooled", "num_actors": 1}, {"actors": "per_client"}):
+        settings = {f"runtime__{name}": value for name, value in layout.items()}
+        there, _ = fimi(runtime__backend="ray", **settings, **few)
         for ours, theirs in zip(here.folder.history(), there.folder.history(), strict=True):
             assert repr(ours | {"wall_s": 0}) == repr(theirs | {"wall_s": 0})  # NaN is not NaN
 
