@@ -21,7 +21,22 @@ LAYOUTS = {
     "pooled_4": RuntimeConfig(actors="pooled", num_actors=4),
     "per_client": RuntimeConfig(actors="per_client"),
 }
+PLANNED = {  # a cell of which FIMI's family can make a plan
+    "with_generator": True,
+    "clients_per_round": None,
+    "fleet": {
+        "bandwidth_hz": 6e6,
+        "tiers": [{"shadowing_db": 3, "distance_m": [50, 200], "cycles_per_sample": [4e7, 1.2e8]}],
+    },
+    "allocation": {"t_max_s": 40, "error_max": 0.8, "d_gen_max": 100},
+}
 OWN = {  # settings without which a method refuses a cohort of three
+    "fimi": PLANNED,
+    "tfl": PLANNED,
+    "hdc": PLANNED,
+    "semi": {**PLANNED, "method__images": 20},
+    "sst": {**PLANNED, "method__images": 20},
+    "clsd": {**PLANNED, "method__images": 20},
     "genfl": {"with_generator": True},
     "genfl_pretrain": {"with_generator": True, "method__images": 30, "method__pretrain_epochs": 1},
     "krum": {"method__byzantine": 0, "method__multi": 2},
