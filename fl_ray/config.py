@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
-from fl_ray.errors import SettingError
-from fl_ray.registry import nearest
+from fl_ray.allocation.settings import AllocationConfig
+from fl_ray.errors import require
 
 __all__ = [
-    "AllocationConfig",
     "AvailabilityConfig",
     "CheckpointConfig",
     "ClockConfig",
@@ -23,7 +22,6 @@ __all__ = [
     "RayConfig",
     "RunConfig",
     "RuntimeConfig",
-    "Search",
     "StoppingConfig",
     "TierConfig",
     "TraceConfig",
@@ -32,12 +30,6 @@ __all__ = [
 ]
 
 Range = float | list[float]
-Search = Literal["dual", "ce", "gradient", "random", "tpe", "cmaes", "gp", "nsga2", "nelder_mead"]
-
-
-def _require(condition: bool, setting: str, value: object, need: str) -> None:
-    if not condition:
-        raise SettingError(f"{setting} is {value}, but it must be {need}")
 
 
 @dataclass
@@ -75,17 +67,17 @@ class DataConfig:
     partition: Component = field(default_factory=lambda: Component("iid"))
 
     def __post_init__(self) -> None:
-        _require(self.clients >= 1, "data.clients", self.clients, "at least 1")
-        _require(self.split_seed >= 0, "data.split_seed", self.split_seed, "at least 0")
+        require(self.clients >= 1, "data.clients", self.clients, "at least 1")
+        require(self.split_seed >= 0, "data.split_seed", self.split_seed, "at least 0")
         for name in ("public_fraction", "reserve_fraction", "test_fraction", "client_test_fraction"):
-            _require(0 <= getattr(self, name) < 1, f"data.{name}", getattr(self, name), "in [0, 1)")
+            require(0 <= getattr(self, name) < 1, f"data.{name}", getattr(self, name), "in [0, 1)")
         taken = self.public_fraction + self.reserve_fraction
-        _require(taken < 1, "data.public_fraction + data.reserve_fraction", f"{taken:g}", "below 1")
-        _require(self.max_samples is None or self.max_samples > 0, "data.max_samples", self.max_samples, "positive")
+        require(taken < 1, "data.public_fraction + data.reserve_fraction", f"{taken:g}", "below 1")
+        require(self.max_samples is None or self.max_samples > 0, "data.max_samples", self.max_samples, "positive")
         if self.classes is not None:
             kept = range(self.classes) if isinstance(self.classes, int) else self.classes
             good = len(kept) >= 2 and min(kept) >= 0 and len(set(kept)) == len(kept)
-            _require(good, "data.classes", self.classes, "at least 2, or a list of at least two different labels")
+            require(good, "data.classes", self.classes, "at least 2, or a list of at least two different labels")
 
 
 @dataclass
@@ -108,15 +100,15 @@ class TrainingConfig:
     """A client trains on this share of its images in a round, drawn anew each time."""
 
     def __post_init__(self) -> None:
-        _require(self.lr > 0, "training.lr", self.lr, "positive")
-        _require(self.momentum >= 0, "training.momentum", self.momentum, "at least 0")
-        _require(self.weight_decay >= 0, "training.weight_decay", self.weight_decay, "at least 0")
-        _require(self.batch_size >= 1, "training.batch_size", self.batch_size, "at least 1")
-        _require(self.local_epochs >= 1, "training.local_epochs", self.local_epochs, "at least 1")
-        _require(self.lr_step_rounds >= 1, "training.lr_step_rounds", self.lr_step_rounds, "at least 1")
-        _require(self.lr_gamma > 0, "training.lr_gamma", self.lr_gamma, "positive")
-        _require(self.clip_norm is None or self.clip_norm > 0, "training.clip_norm", self.clip_norm, "positive")
-        _require(0 < self.sample_fraction <= 1, "training.sample_fraction", self.sample_fraction, "in (0, 1]")
+        require(self.lr > 0, "training.lr", self.lr, "positive")
+        require(self.momentum >= 0, "training.momentum", self.momentum, "at least 0")
+        require(self.weight_decay >= 0, "training.weight_decay", self.weight_decay, "at least 0")
+        require(self.batch_size >= 1, "training.batch_size", self.batch_size, "at least 1")
+        require(self.local_epochs >= 1, "training.local_epochs", self.local_epochs, "at least 1")
+        require(self.lr_step_rounds >= 1, "training.lr_step_rounds", self.lr_step_rounds, "at least 1")
+        require(self.lr_gamma > 0, "training.lr_gamma", self.lr_gamma, "positive")
+        require(self.clip_norm is None or self.clip_norm > 0, "training.clip_norm", self.clip_norm, "positive")
+        require(0 < self.sample_fraction <= 1, "training.sample_fraction", self.sample_fraction, "in (0, 1]")
 
     def samples_of(self, sizes: np.ndarray) -> np.ndarray:
         """How many images clients that own ``sizes`` of them train on in an epoch; at least 1 where there is one."""
@@ -151,13 +143,13 @@ class TierConfig:
 
     def __post_init__(self) -> None:
         for name in ("fraction", "cpus", "bandwidth"):
-            _require(getattr(self, name) > 0, f"fleet.tiers.{self.name}.{name}", getattr(self, name), "positive")
-        _require(self.shadowing_db >= 0, f"fleet.tiers.{self.name}.shadowing_db", self.shadowing_db, "at least 0")
+            require(getattr(self, name) > 0, f"fleet.tiers.{self.name}.{name}", getattr(self, name), "positive")
+        require(self.shadowing_db >= 0, f"fleet.tiers.{self.name}.shadowing_db", self.shadowing_db, "at least 0")
         for name in ("frequency_hz", "cycles_per_sample", "capacitance", "power_w", "distance_m"):
             value = getattr(self, name)
             pair = value if isinstance(value, list) else [value, value]
             good = len(pair) == 2 and 0 < pair[0] <= pair[1]
-            _require(good, f"fleet.tiers.{self.name}.{name}", value, "a positive number or a pair [low, high]")
+            require(good, f"fleet.tiers.{self.name}.{name}", value, "a positive number or a pair [low, high]")
 
 
 @dataclass
@@ -168,8 +160,8 @@ class AvailabilityConfig:
     fraction: float = 0.5
 
     def __post_init__(self) -> None:
-        _require(self.period_s > 0, "fleet.availability.period_s", self.period_s, "positive")
-        _require(0 < self.fraction <= 1, "fleet.availability.fraction", self.fraction, "in (0, 1]")
+        require(self.period_s > 0, "fleet.availability.period_s", self.period_s, "positive")
+        require(0 < self.fraction <= 1, "fleet.availability.fraction", self.fraction, "in (0, 1]")
 
 
 @dataclass
@@ -185,8 +177,8 @@ class TraceConfig:
 
     def __post_init__(self) -> None:
         some = self.capacity is not None or self.availability is not None
-        _require(some, "fleet.trace", "empty", "a mapping with capacity, availability or both")
-        _require(self.training_factor > 0, "fleet.trace.training_factor", self.training_factor, "positive")
+        require(some, "fleet.trace", "empty", "a mapping with capacity, availability or both")
+        require(self.training_factor > 0, "fleet.trace.training_factor", self.training_factor, "positive")
 
 
 @dataclass
@@ -207,14 +199,14 @@ class FleetConfig:
     trace: TraceConfig | None = None
 
     def __post_init__(self) -> None:
-        _require(len(self.tiers) > 0, "fleet.tiers", self.tiers, "a list of at least one tier")
+        require(len(self.tiers) > 0, "fleet.tiers", self.tiers, "a list of at least one tier")
         names = [tier.name for tier in self.tiers]
-        _require(len(set(names)) == len(names), "fleet.tiers", names, "named differently each")
+        require(len(set(names)) == len(names), "fleet.tiers", names, "named differently each")
         for name in ("bandwidth_hz", "server_power_w", "server_frequency_hz"):
-            _require(getattr(self, name) > 0, f"fleet.{name}", getattr(self, name), "positive")
-        _require(0 <= self.dropout < 1, "fleet.dropout", self.dropout, "in [0, 1)")
+            require(getattr(self, name) > 0, f"fleet.{name}", getattr(self, name), "positive")
+        require(0 <= self.dropout < 1, "fleet.dropout", self.dropout, "in [0, 1)")
         traced = self.trace is not None and self.trace.availability is not None
-        _require(
+        require(
             not (traced and self.availability is not None), "fleet.availability", "given", "left out beside a trace's"
         )
 
@@ -245,12 +237,12 @@ class RuntimeConfig:
     time_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        _require(self.threads >= 1, "runtime.threads", self.threads, "at least 1")
-        _require(self.gpus_per_actor >= 0, "runtime.gpus_per_actor", self.gpus_per_actor, "at least 0")
-        _require(self.num_actors is None or self.num_actors >= 1, "runtime.num_actors", self.num_actors, "at least 1")
-        _require(self.placement_timeout_s > 0, "runtime.placement_timeout_s", self.placement_timeout_s, "positive")
-        _require(self.min_clients >= 1, "runtime.min_clients", self.min_clients, "at least 1")
-        _require(self.time_scale > 0, "runtime.time_scale", self.time_scale, "positive")
+        require(self.threads >= 1, "runtime.threads", self.threads, "at least 1")
+        require(self.gpus_per_actor >= 0, "runtime.gpus_per_actor", self.gpus_per_actor, "at least 0")
+        require(self.num_actors is None or self.num_actors >= 1, "runtime.num_actors", self.num_actors, "at least 1")
+        require(self.placement_timeout_s > 0, "runtime.placement_timeout_s", self.placement_timeout_s, "positive")
+        require(self.min_clients >= 1, "runtime.min_clients", self.min_clients, "at least 1")
+        require(self.time_scale > 0, "runtime.time_scale", self.time_scale, "positive")
 
 
 @dataclass
@@ -275,10 +267,10 @@ class PoolConfig:
     """For Ray to start them."""
 
     def __post_init__(self) -> None:
-        _require(self.actors >= 1, "generator.pool.actors", self.actors, "at least 1")
-        _require(self.cpus >= 0, "generator.pool.cpus", self.cpus, "at least 0")
+        require(self.actors >= 1, "generator.pool.actors", self.actors, "at least 1")
+        require(self.cpus >= 0, "generator.pool.cpus", self.cpus, "at least 0")
         whole = self.gpus <= 1 or self.gpus == int(self.gpus)
-        _require(self.gpus >= 0 and whole, "generator.pool.gpus", self.gpus, "at least 0, and whole where above 1")
+        require(self.gpus >= 0 and whole, "generator.pool.gpus", self.gpus, "at least 0, and whole where above 1")
 
 
 @dataclass
@@ -309,7 +301,7 @@ class CheckpointConfig:
     every: int = 10
 
     def __post_init__(self) -> None:
-        _require(self.every >= 0, "checkpoint.every", self.every, "at least 0")
+        require(self.every >= 0, "checkpoint.every", self.every, "at least 0")
 
 
 @dataclass
@@ -331,87 +323,16 @@ class ClockConfig:
     staleness_exponent: float = 0.5
 
     def __post_init__(self) -> None:
-        _require(self.deadline_s is None or self.deadline_s > 0, "clock.deadline_s", self.deadline_s, "positive")
+        require(self.deadline_s is None or self.deadline_s > 0, "clock.deadline_s", self.deadline_s, "positive")
         needs = (self.mode == "deadline") == (self.deadline_s is not None)
         way = (
             "seconds, since clock.mode is deadline" if self.mode == "deadline" else "left out, or clock.mode: deadline"
         )
-        _require(needs, "clock.deadline_s", self.deadline_s, way)
+        require(needs, "clock.deadline_s", self.deadline_s, way)
         for name in ("concurrency", "buffer_size"):
             value = getattr(self, name)
-            _require(value is None or value >= 1, f"clock.{name}", value, "at least 1")
-        _require(self.staleness_exponent >= 0, "clock.staleness_exponent", self.staleness_exponent, "at least 0")
-
-
-@dataclass
-class AllocationConfig:
-    """``allocation``: the limits of FIMI's plan (``fl_ray.allocation``), what it reckons with, and how it is found."""
-
-    t_max_s: float = 60.0
-    """Longest time of a round: computing and upload of every device, Tmax."""
-    error_max: float = 0.25
-    """Largest global error on the learning curve, Delta_max."""
-    d_gen_max: float = 5000.0
-    """Most synthetic samples of a device."""
-    quality: float = 1.0
-    """What a synthetic sample is worth on the learning curve, in (0, 1]; it costs as much as a real one."""
-    curve: str | dict[str, float] | None = None
-    """The file that ``fl-ray learning-curve`` wrote, or {alpha, beta, gamma}; default: 5, 0.4, 0.05 (not fitted)."""
-    upload_bits: float | None = None
-    """Default: the model's parameters and buffers in fp32."""
-    synthesis: bool = True
-    """Whether devices may get synthetic samples; without it the limit on the error is dropped."""
-    optimise: bool = True
-    """Whether f, b and p are planned for least energy; without it the planned amounts stay, and every device runs at
-    f_max and p_max on an even part of the band (its time may then be above t_max_s)."""
-    search: Search = "dual"
-    evaluations: int = 6000
-    """Candidates that a search other than ``dual`` may look at."""
-    population: int = 100
-    elite: int = 10
-    std: float = 0.15
-    smoothing: float = 0.0
-    """Of ``ce``: candidates at a time, those that the next are drawn like, first deviation, share of the old."""
-    feasible_start: bool = True
-    """Start a search from a feasible time split; ``ce`` else starts at 0.5."""
-    compare: list[str | dict[str, Any]] = field(default_factory=list)
-    """Searches that ``fl-ray plan`` tries beside each other, over all --seeds: a name, or {search, evaluations} for one
-    that gets fewer or more candidates than ``evaluations``."""
-
-    def __post_init__(self) -> None:
-        for name in ("t_max_s", "error_max", "std"):
-            _require(getattr(self, name) > 0, f"allocation.{name}", getattr(self, name), "positive")
-        _require(self.d_gen_max >= 0, "allocation.d_gen_max", self.d_gen_max, "at least 0")
-        _require(0 < self.quality <= 1, "allocation.quality", self.quality, "in (0, 1]")
-        bits = self.upload_bits
-        _require(bits is None or bits > 0, "allocation.upload_bits", bits, "positive")
-        _require(self.evaluations >= 1, "allocation.evaluations", self.evaluations, "at least 1")
-        elite = 2 <= self.elite <= self.population
-        _require(elite, "allocation.elite", self.elite, f"in 2..allocation.population ({self.population})")
-        _require(0 <= self.smoothing < 1, "allocation.smoothing", self.smoothing, "in [0, 1)")
-        self.compared()
-
-    def compared(self) -> dict[str, int]:
-        """The candidates that each search of ``compare`` may look at; ``dual`` looks at none."""
-        found: dict[str, int] = {}
-        for item in self.compare:
-            wanted = {"search": item} if isinstance(item, str) else item
-            good = "search" in wanted and set(wanted) <= {"search", "evaluations"}
-            _require(good, "allocation.compare", item, "a search, or a mapping with search and evaluations")
-            name, evaluations = wanted["search"], wanted.get("evaluations", self.evaluations)
-            if name not in get_args(Search):
-                raise SettingError(
-                    f"allocation.compare: unknown search {name!r}.{nearest(str(name), get_args(Search))}"
-                )
-            _require(name not in found, "allocation.compare", self.compare, f"a list with {name} once")
-            whole = isinstance(evaluations, int) and evaluations >= 1
-            _require(whole, f"allocation.compare, evaluations of {name},", evaluations, "a whole number of at least 1")
-            none = name != "dual" or "evaluations" not in wanted
-            _require(
-                none, "allocation.compare, evaluations of dual,", evaluations, "left out: it looks at no candidates"
-            )
-            found[name] = evaluations if name != "dual" else 0
-        return found
+            require(value is None or value >= 1, f"clock.{name}", value, "at least 1")
+        require(self.staleness_exponent >= 0, "clock.staleness_exponent", self.staleness_exponent, "at least 0")
 
 
 @dataclass
@@ -423,8 +344,8 @@ class StoppingConfig:
     """Only a rise of more counts."""
 
     def __post_init__(self) -> None:
-        _require(self.patience >= 0, "early_stopping.patience", self.patience, "at least 0")
-        _require(self.min_delta >= 0, "early_stopping.min_delta", self.min_delta, "at least 0")
+        require(self.patience >= 0, "early_stopping.patience", self.patience, "at least 0")
+        require(self.min_delta >= 0, "early_stopping.min_delta", self.min_delta, "at least 0")
 
 
 @dataclass
@@ -464,21 +385,21 @@ class RunConfig:
     """Accuracies in (0, 1]: the summary says at which round, virtual time and energy each was reached."""
 
     def __post_init__(self) -> None:
-        _require(self.rounds >= 1, "rounds", self.rounds, "at least 1")
-        _require(self.seed >= 0, "seed", self.seed, "at least 0")
-        _require(self.evaluate_every >= 1, "evaluate_every", self.evaluate_every, "at least 1")
+        require(self.rounds >= 1, "rounds", self.rounds, "at least 1")
+        require(self.seed >= 0, "seed", self.seed, "at least 0")
+        require(self.evaluate_every >= 1, "evaluate_every", self.evaluate_every, "at least 1")
         for name in ("evaluate_clients_every", "gradient_cosine_every"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+            require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         asked = self.clock.buffer_size if self.clock.mode == "asynchronous" else self.cohort_size
         least = self.runtime.min_clients
-        _require(least <= asked, "runtime.min_clients", least, f"at most {asked}, the updates that a round can bring")
+        require(least <= asked, "runtime.min_clients", least, f"at most {asked}, the updates that a round can bring")
         paced = self.runtime.emulate == "realtime" and self.clock.mode == "asynchronous"
-        _require(not paced, "runtime.emulate", "realtime", "virtual with clock.mode asynchronous")
+        require(not paced, "runtime.emulate", "realtime", "virtual with clock.mode asynchronous")
         if self.clients_per_round is not None:
             good = 1 <= self.clients_per_round <= self.data.clients
-            _require(good, "clients_per_round", self.clients_per_round, f"in 1..{self.data.clients} (data.clients)")
+            require(good, "clients_per_round", self.clients_per_round, f"in 1..{self.data.clients} (data.clients)")
         for target in self.targets:
-            _require(0 < target <= 1, "targets", target, "in (0, 1]")
+            require(0 < target <= 1, "targets", target, "in (0, 1]")
 
     @property
     def cohort_size(self) -> int:

@@ -9,6 +9,7 @@ __all__ = [
     "PlacementError",
     "SettingError",
     "TooFewClientsError",
+    "require",
 ]
 
 
@@ -54,3 +55,9 @@ class TooFewClientsError(FlRayError, RuntimeError):
 
 class LostActorsError(FlRayError, RuntimeError):
     """Actors died again and again on the same work."""
+
+
+def require(condition: bool, setting: str, value: object, need: str) -> None:
+    """Refuse a setting's value that is not as it must be."""
+    if not condition:
+        raise SettingError(f"{setting} is {value}, but it must be {need}")

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from fl_ray.allocation import inner
 from fl_ray.allocation.cell import Cell
-from fl_ray.allocation.dual import solve_dual
-from fl_ray.allocation.plan import cell_to_plan, check_feasible
-from fl_ray.allocation.search import SearchSettings, search
+from fl_ray.allocation.plan import cell_to_plan, make_plan
+from fl_ray.allocation.search import search
+from fl_ray.allocation.settings import AllocationConfig
 from fl_ray.comparison import result_settings
 from fl_ray.config import RunConfig
 from fl_ray.errors import InfeasibleError, OutputError, SettingError
@@ -126,10 +125,10 @@ class _CellOfSeed:
         path, seed = self._path(name), self.config.seed
         found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
         if found is None or found["given"] != candidates:
-            settings = replace(SearchSettings.of(self.config.allocation, seed), evaluations=candidates)
+            settings = replace(self.config.allocation, evaluations=candidates)
             cell = self.cell
             start = time.perf_counter()
-            history = np.array(search(cell, name, settings).history_j)
+            history = np.array(search(cell, name, settings, seed).history_j)
             seconds = time.perf_counter() - start
             better = np.flatnonzero(history < np.concatenate([[np.inf], history[:-1]]))
             steps = [[int(place) + 1, float(history[place])] for place in better]
@@ -142,13 +141,11 @@ class _CellOfSeed:
 def _bound(cell: Cell) -> dict[str, Any]:
     start = time.perf_counter()
     try:
-        check_feasible(cell)
+        plan = make_plan(cell, AllocationConfig())
     except InfeasibleError as error:
         return {"reason": str(error)}
-    exact = solve_dual(cell)
-    energy = float(inner.evaluate(cell, exact.rho).energy_j)
     seconds = time.perf_counter() - start
-    return {"reason": None, "bound_j": exact.lower_bound_j, "energy_j": energy, "seconds": seconds}
+    return {"reason": None, "bound_j": plan.lower_bound_j, "energy_j": plan.energy_j, "seconds": seconds}
 
 
 def _exact(seed: int, bound: dict[str, Any]) -> SearchRun:

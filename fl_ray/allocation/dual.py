@@ -15,7 +15,7 @@ multipliers is a lower bound on the energy of every plan.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import root
@@ -120,14 +120,10 @@ def _decreasing_root(function: Callable[[float], float], guess: float, precise: 
     return float(find_roots(vector, np.array([low]), np.array([high]), relative=precise)[0])
 
 
-def solve_dual(cell: Cell, start: np.ndarray | None = None) -> DualSolution:
-    """Maximise the dual of a feasible cell: mu in an inner search, lambda in an outer one.
-
-    Args:
-        start: a feasible rho, for first guesses of the multipliers; default: ``central_split``.
-    """
+def solve_dual(cell: Cell) -> DualSolution:
+    """Maximise the dual of a feasible cell, from the multipliers of the inner problems at ``central_split`` on."""
     dual = _Dual(cell)
-    first = inner.evaluate(cell, central_split(cell) if start is None else start)
+    first = inner.evaluate(cell, central_split(cell))
     band_guess = float(first.uplink.multiplier[0])
     if cell.error(cell.d_loc) <= cell.error_max:
         prices = 0.0, dual.band_price(0.0, band_guess)
@@ -197,7 +193,8 @@ class Feasibility:
 
 def feasibility(cell: Cell) -> Feasibility:
     """Decide, and where there is no plan say which limit stands in the way and how far it must move."""
-    if _least_error(cell)[0] <= cell.error_max:
+    least_error = _least_error(cell)[0]
+    if least_error <= cell.error_max:
         return Feasibility(True)
     low, high = split_limits(cell)
     reasons = []
@@ -225,7 +222,6 @@ def feasibility(cell: Cell) -> Feasibility:
                 f"the band B = {cell.bandwidth_hz / 1e6:g} MHz is too narrow: all uploads in the time that computing "
                 f"leaves need {wanted / 1e6:.4g} MHz"
             )
-    least_error = _least_error(cell)[0]
     if not reasons:
         reasons.append(
             f"Delta_max = {cell.error_max:g} can't be reached: with d_gen_max = {cell.d_gen_max:g}, f_max and the band "
@@ -263,7 +259,7 @@ def _least_error(cell: Cell) -> tuple[float, np.ndarray]:
             upload_s = (1 - rho) * cell.t_max_s
             least = inner.least_bandwidth(cell, upload_s)
             band = inner.least_bandwidth_slope(cell, upload_s, least)
-            gain = inner._gain_slope(cell, _most_samples(cell, rho)) * cell.f_max_hz / cell.cycles
+            gain = inner.gain_slope(cell, _most_samples(cell, rho)) * cell.f_max_hz / cell.cycles
             return np.log(price * band) - np.log(gain)
 
         return find_roots(slope, low, high, relative=_PRECISE)
@@ -281,8 +277,6 @@ def _least_error(cell: Cell) -> tuple[float, np.ndarray]:
 
 def _least_time(cell: Cell) -> float:
     """The smallest Tmax that lets the error be reached; inf where no time does."""
-    from dataclasses import replace
-
     most = cell.d_loc + cell.d_gen_max
     if cell.error(most) >= cell.error_max * (1 - 1e-12):  # reached at the very end of all times, if at all
         return np.inf

@@ -73,7 +73,7 @@ def _cost_slope(cell: Cell, samples: np.ndarray, time_s: np.ndarray) -> np.ndarr
     return np.where(frequency >= cell.f_min_hz, cubic, cell.capacitance * k * cell.f_min_hz**2)
 
 
-def _gain_slope(cell: Cell, samples: np.ndarray) -> np.ndarray:
+def gain_slope(cell: Cell, samples: np.ndarray) -> np.ndarray:
     """-d Delta / d D_i."""
     curve, q = cell.curve, cell.quality
     seen = cell.d_loc + q * (samples - cell.d_loc)
@@ -125,7 +125,7 @@ def computing_slope(cell: Cell, samples: np.ndarray, time_s: np.ndarray, multipl
     frequency = k * samples / time_s
     steep = -2 * cell.capacitance * k * samples * frequency**2 / time_s * (frequency > f_min * (1 + 1e-12))
     # A minimiser at f_max T / k, or at the kink f_min T / k, moves with T where more samples are worth it.
-    gain = multiplier * _gain_slope(cell, samples)
+    gain = multiplier * gain_slope(cell, samples)
     fewer = samples < cell.d_loc + cell.d_gen_max
     at_top = fewer & (frequency >= f_max * (1 - 1e-12))
     at_kink = fewer & ~at_top & (np.abs(frequency - f_min) <= 1e-12 * f_min)
@@ -145,8 +145,8 @@ def computing(cell: Cell, time_s: np.ndarray) -> Computing:
     high = np.maximum(low, high)
     enough = cell.error(low) <= cell.error_max
     # Between these multipliers every device goes from its least samples to its most.
-    first = (_cost_slope_left(cell, low, time_s) / _gain_slope(cell, low)).min(axis=-1, keepdims=True)
-    last = (_cost_slope(cell, high, time_s) / _gain_slope(cell, high)).max(axis=-1, keepdims=True)
+    first = (_cost_slope_left(cell, low, time_s) / gain_slope(cell, low)).min(axis=-1, keepdims=True)
+    last = (_cost_slope(cell, high, time_s) / gain_slope(cell, high)).max(axis=-1, keepdims=True)
 
     def excess(logarithm: np.ndarray) -> np.ndarray:
         samples = best_samples(cell, time_s, np.exp(logarithm))

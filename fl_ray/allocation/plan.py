@@ -13,8 +13,8 @@ from fl_ray.allocation import inner
 from fl_ray.allocation.categories import water_fill
 from fl_ray.allocation.cell import Cell
 from fl_ray.allocation.dual import central_split, feasibility, solve_dual
-from fl_ray.allocation.search import SearchSettings, search
-from fl_ray.config import AllocationConfig
+from fl_ray.allocation.search import search
+from fl_ray.allocation.settings import AllocationConfig
 from fl_ray.errors import InfeasibleError, SettingError
 
 __all__ = ["Plan", "cell_to_plan", "check_feasible", "class_amounts", "filled_plan", "make_plan"]
@@ -141,7 +141,7 @@ def make_plan(cell: Cell, config: AllocationConfig, seed: int = 0) -> Plan:
     exact = solve_dual(cell)
     rho, history, error_price, band_price = exact.rho, [], exact.error_price_j, exact.band_price_j_hz
     if config.search != "dual":
-        found = search(cell, config.search, SearchSettings.of(config, seed))
+        found = search(cell, config.search, config, seed)
         if found.best_rho is None:
             raise InfeasibleError(
                 f"allocation.search {config.search} found no feasible plan in {len(found.history_j)} candidates, "

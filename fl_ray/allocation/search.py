@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -12,38 +12,12 @@ import numpy as np
 from fl_ray.allocation import inner
 from fl_ray.allocation.cell import Cell
 from fl_ray.allocation.dual import central_split, split_limits
-from fl_ray.config import AllocationConfig
+from fl_ray.allocation.settings import AllocationConfig
 from tuning.cross_entropy import CrossEntropy
 
-__all__ = ["Evaluator", "SearchSettings", "search"]
+__all__ = ["Evaluator", "search"]
 
 LOW, HIGH = 0.03, 0.97
-
-
-@dataclass(frozen=True)
-class SearchSettings:
-    """What an outer search is given.
-
-    Attributes:
-        evaluations: candidates that it may look at; ``dual`` needs none.
-        population, elite, std, smoothing: of ``ce``; it stops early when its largest deviation is below 1e-3.
-        feasible_start: start from a feasible rho; without it ``ce`` starts at 0.5 and the others where they like.
-        seed: of the draws.
-    """
-
-    evaluations: int = 6000
-    population: int = 100
-    elite: int = 10
-    std: float = 0.15
-    smoothing: float = 0.0
-    feasible_start: bool = True
-    seed: int = 0
-
-    @classmethod
-    def of(cls, config: AllocationConfig, seed: int) -> SearchSettings:
-        """As a recipe has them."""
-        own = {each.name: getattr(config, each.name) for each in fields(cls) if each.name != "seed"}
-        return cls(**own, seed=seed)
 
 
 @dataclass
@@ -92,20 +66,25 @@ class Evaluator:
         return float((computing + cell.p_max_w * cell.t_max_s).sum())
 
 
+_Method = Callable[[Evaluator, np.ndarray | None, AllocationConfig, int], None]
+
+
 class _SpentError(Exception):
     """Ends a search of another package at the limit of its evaluations."""
 
 
-def search(cell: Cell, name: str, settings: SearchSettings) -> Evaluator:
+def search(cell: Cell, name: str, settings: AllocationConfig, seed: int = 0) -> Evaluator:
     """Look for the least energy of a feasible cell.
 
     Args:
-        name: one of ``fl_ray.config.Search`` but ``dual``, which is ``solve_dual``.
+        name: one of ``fl_ray.allocation.settings.Search`` but ``dual``, which is ``solve_dual``.
+        settings: how long to look and where to begin; what else is in them does not count.
+        seed: of the draws.
     """
     start = feasible_start(cell) if settings.feasible_start else None
     evaluator = Evaluator(cell, settings.evaluations)
     with suppress(_SpentError):
-        _RUN[name](evaluator, start, settings)
+        _RUN[name](evaluator, start, settings, seed)
     return evaluator
 
 
@@ -126,7 +105,7 @@ def feasible_start(cell: Cell) -> np.ndarray:
     return middle + (high + 0.1 * (1 - high)) * (inside - middle)
 
 
-def _cross_entropy(evaluator: Evaluator, start: np.ndarray | None, settings: SearchSettings) -> None:
+def _cross_entropy(evaluator: Evaluator, start: np.ndarray | None, settings: AllocationConfig, seed: int) -> None:
     method = CrossEntropy(
         evaluator.cell.devices,
         std=settings.std,
@@ -135,7 +114,7 @@ def _cross_entropy(evaluator: Evaluator, start: np.ndarray | None, settings: Sea
         population=settings.population,
         elite=settings.elite,
         smoothing=settings.smoothing,
-        seed=settings.seed,
+        seed=seed,
     )
     if start is not None:
         method.center = start
@@ -157,7 +136,7 @@ def gradient(cell: Cell, rho: np.ndarray, found: inner.Evaluated) -> np.ndarray:
     return cell.t_max_s * (rise - fall)
 
 
-def _gradient(evaluator: Evaluator, start: np.ndarray | None, settings: SearchSettings) -> None:
+def _gradient(evaluator: Evaluator, start: np.ndarray | None, settings: AllocationConfig, seed: int) -> None:
     """L-BFGS (ten pairs) with backtracking into the feasible set; the energy is convex in rho."""
     cell = evaluator.cell
     least, most = (limit.clip(LOW, HIGH) for limit in split_limits(cell))
@@ -211,7 +190,7 @@ def _two_loops(slope: np.ndarray, pairs: list[tuple[np.ndarray, np.ndarray]]) ->
     return turned
 
 
-def _nelder_mead(evaluator: Evaluator, start: np.ndarray | None, settings: SearchSettings) -> None:
+def _nelder_mead(evaluator: Evaluator, start: np.ndarray | None, settings: AllocationConfig, seed: int) -> None:
     from scipy.optimize import minimize
 
     devices = evaluator.cell.devices
@@ -233,16 +212,16 @@ def _nelder_mead(evaluator: Evaluator, start: np.ndarray | None, settings: Searc
     )
 
 
-def _optuna(sampler: str) -> Callable[[Evaluator, np.ndarray | None, SearchSettings], None]:
-    def run(evaluator: Evaluator, start: np.ndarray | None, settings: SearchSettings) -> None:
+def _optuna(sampler: str) -> _Method:
+    def run(evaluator: Evaluator, start: np.ndarray | None, settings: AllocationConfig, seed: int) -> None:
         import optuna
 
         makers = {
-            "random": lambda: optuna.samplers.RandomSampler(seed=settings.seed),
-            "tpe": lambda: optuna.samplers.TPESampler(seed=settings.seed, multivariate=True),
-            "cmaes": lambda: optuna.samplers.CmaEsSampler(seed=settings.seed),
-            "gp": lambda: optuna.samplers.GPSampler(seed=settings.seed, n_startup_trials=10),
-            "nsga2": lambda: optuna.samplers.NSGAIISampler(seed=settings.seed, population_size=20),
+            "random": lambda: optuna.samplers.RandomSampler(seed=seed),
+            "tpe": lambda: optuna.samplers.TPESampler(seed=seed, multivariate=True),
+            "cmaes": lambda: optuna.samplers.CmaEsSampler(seed=seed),
+            "gp": lambda: optuna.samplers.GPSampler(seed=seed, n_startup_trials=10),
+            "nsga2": lambda: optuna.samplers.NSGAIISampler(seed=seed, population_size=20),
         }
         devices = evaluator.cell.devices
         names = [f"rho{device}" for device in range(devices)]
@@ -262,7 +241,7 @@ def _optuna(sampler: str) -> Callable[[Evaluator, np.ndarray | None, SearchSetti
     return run
 
 
-_RUN: dict[str, Callable[[Evaluator, np.ndarray | None, SearchSettings], None]] = {
+_RUN: dict[str, _Method] = {
     "ce": _cross_entropy,
     "gradient": _gradient,
     "nelder_mead": _nelder_mead,

@@ -48,6 +48,7 @@ class FIMI(FedAvg):
 
     asynchronous = False
     uses_generator = True
+    synthesises = True  # for the devices
 
     def __init__(self, plan: str | None = None, replan_every: int = 0) -> None:
         super().__init__()
@@ -79,9 +80,10 @@ class FIMI(FedAvg):
 
     def make(self, config: RunConfig, cell: Cell) -> Plan:
         """The plan of a cell."""
+        allocation = config.allocation if self.synthesises else replace(config.allocation, synthesis=False)
         if self.plan_file is not None:
-            return Plan.load(Path(self.plan_file), cell_to_plan(cell, config.allocation))
-        return make_plan(cell, config.allocation, config.seed)
+            return Plan.load(Path(self.plan_file), cell_to_plan(cell, allocation))
+        return make_plan(cell, allocation, config.seed)
 
     def _synthesise(self, config: RunConfig, data: FederatedData, synthesis: Synthesis) -> FederatedData:
         """Each device gets its class amounts; no image goes to two devices."""
@@ -166,12 +168,7 @@ class TFL(FIMI):
     """FIMI's baseline TFL: FedAvg without synthesis, with the resources planned for least energy within Tmax."""
 
     uses_generator = False
-
-    def make(self, config: RunConfig, cell: Cell) -> Plan:
-        allocation = replace(config.allocation, synthesis=False)
-        if self.plan_file is not None:
-            return Plan.load(Path(self.plan_file), cell_to_plan(cell, allocation))
-        return make_plan(cell, allocation, config.seed)
+    synthesises = False
 
 
 class HDC(FIMI):

@@ -11,7 +11,8 @@ import pytest
 
 from fl_ray.allocation.learning_curve import LearningCurve
 from fl_ray.allocation.plan import Plan, make_plan
-from fl_ray.config import AllocationConfig, RunConfig
+from fl_ray.allocation.settings import AllocationConfig
+from fl_ray.config import RunConfig
 from fl_ray.data.parts import prepare
 from fl_ray.devices.fleet import draw_fleet
 from fl_ray.errors import SettingError

@@ -14,7 +14,8 @@ from fl_ray.allocation import inner
 from fl_ray.allocation.cell import Cell, random_cell
 from fl_ray.allocation.dual import _both_at_once, _Dual, _nearer, _nested, central_split, feasibility, solve_dual
 from fl_ray.allocation.learning_curve import LearningCurve
-from fl_ray.allocation.search import SearchSettings, search
+from fl_ray.allocation.search import search
+from fl_ray.allocation.settings import AllocationConfig
 
 
 def gap(cell: Cell) -> float:
@@ -36,7 +37,7 @@ def test_the_plan_meets_its_bound(devices: int, quality: float, t_max_s: float) 
 @pytest.mark.parametrize("seed", range(4))
 def test_lbfgs_over_the_splits_comes_to_the_same_energy(seed: int) -> None:
     cell = random_cell((5, 20)[seed % 2], seed, quality=(1.0, 0.7)[seed // 2])
-    found = search(cell, "gradient", SearchSettings(evaluations=500))
+    found = search(cell, "gradient", AllocationConfig(evaluations=500))
     assert found.best_j == pytest.approx(solve_dual(cell).lower_bound_j, rel=1e-9)
 
 
@@ -249,13 +250,13 @@ def test_the_central_split_is_feasible_with_room() -> None:
 @pytest.mark.parametrize(("seed", "t_max_s"), [(0, 30.0), (4, 40.0)])
 def test_in_tight_cells_a_search_from_nowhere_finds_nothing_where_others_do(seed: int, t_max_s: float) -> None:
     cell = replace(random_cell(20, seed), t_max_s=t_max_s)
-    lost = search(cell, "ce", SearchSettings(evaluations=1000, feasible_start=False))
+    lost = search(cell, "ce", AllocationConfig(evaluations=1000, feasible_start=False))
     assert len(lost.history_j) == 1000
     assert lost.best_rho is None
     best = solve_dual(cell).lower_bound_j
     assert -1e-9 <= gap(cell) <= 1e-6
     for name, most in (("ce", 0.02), ("gradient", 1e-9)):
-        found = search(cell, name, SearchSettings(evaluations=2000))
+        found = search(cell, name, AllocationConfig(evaluations=2000))
         assert -1e-9 <= found.best_j / best - 1 <= most
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from fl_ray.allocation.cell import Cell, random_cell
 from fl_ray.allocation.plan import Plan, make_plan
-from fl_ray.config import AllocationConfig
+from fl_ray.allocation.settings import AllocationConfig
 from fl_ray.errors import InfeasibleError, SettingError
 
 
