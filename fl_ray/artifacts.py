@@ -23,7 +23,7 @@ _STATUS = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"} 
 
 
 def write_models(run: RunContext, method: Method, weights: np.ndarray, best: np.ndarray | None) -> None:
-    """model.safetensors, and best_model.safetensors where there is one best model."""
+    """model.safetensors, best_model.safetensors where there is one best model, and what clients have uploaded."""
     from safetensors.torch import save_file
 
     config = run.config
@@ -32,6 +32,12 @@ def write_models(run: RunContext, method: Method, weights: np.ndarray, best: np.
     for prefix, values in method.models(weights).items():
         tensors |= {f"{prefix}{name}": tensor for name, tensor in layout.named(values).items()}
     save_file(tensors, run.folder / "model.safetensors", {"format": "pt"})
+    for client, values in method.uploaded().items():
+        model = method.own_models[client % len(method.own_models)] if method.own_models else config.model
+        own = WeightLayout(build_module(model, ImageShape.of(run.data.source), config.training))
+        path = run.folder / "uploads" / f"client_{client:04d}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        save_file(own.named(values), path, {"format": "pt"})
     if best is not None and is_one_model(method, best):
         save_file(layout.named(best), run.folder / "best_model.safetensors", {"format": "pt"})
 

@@ -12,7 +12,7 @@ from fl_ray.methods.base import Method
 from fl_ray.randomness import numpy_generator
 from fl_ray.summary import worst_decile
 
-__all__ = ["client_accuracy", "evaluate_clients", "gradient_cosine"]
+__all__ = ["client_accuracy", "domain_accuracy", "evaluate_clients", "gradient_cosine"]
 
 IID_SAMPLES = 2000  # that the gradient on IID data is taken on
 
@@ -33,6 +33,21 @@ def evaluate_clients(run: RunContext, method: Method, weights: np.ndarray, numbe
         for client, entry in zip(clients, found, strict=True)
         if entry is not None
     ]
+
+
+def domain_accuracy(run: RunContext, method: Method, weights: np.ndarray) -> dict[str, float]:
+    """Accuracy on the test images of each domain, by its name; empty where there are not several."""
+    data, names = run.data, run.data.source.domain_names or []
+    if data.test_domains is None or len(names) < 2:
+        return {}
+    found = {}
+    with run.phases.phase("evaluate"):
+        for number, name in enumerate(names):
+            rows = np.flatnonzero(data.test_domains == number)
+            if len(rows):
+                handle = run.runtime.put(data.test_images[rows], data.test_labels[rows])
+                found[name] = method.evaluate(run, weights, handle).accuracy
+    return found
 
 
 def gradient_cosine(run: RunContext, weights: np.ndarray) -> float:

@@ -197,7 +197,7 @@ def _claim(comparison: Comparison, output: Path) -> None:
     marker = output / "comparison.yaml"
     settings = _settings(comparison)
     if marker.exists():
-        if yaml.safe_load(marker.read_text(encoding="utf-8")) != settings:
+        if _with_defaults(yaml.safe_load(marker.read_text(encoding="utf-8"))) != settings:
             raise OutputError(
                 f"--output {output}: it holds a comparison with other settings, and nothing is overwritten; name "
                 "another folder"
@@ -205,6 +205,17 @@ def _claim(comparison: Comparison, output: Path) -> None:
         return
     new_folder(output)
     marker.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+
+
+def _with_defaults(stored: dict[str, Any]) -> dict[str, Any]:
+    """A comparison's stored settings with those that have come since then, at their defaults; as they are where
+    they can't be read any more.
+    """
+    try:
+        filled = {label: result_settings(make_config(settings)) for label, settings in stored["runs"].items()}
+    except SettingError:
+        return stored
+    return yaml.safe_load(yaml.safe_dump({**stored, "runs": filled}))
 
 
 def same_settings(stored: RunConfig, config: RunConfig) -> bool:

@@ -53,6 +53,8 @@ class DataConfig:
     """Fixes the client, public and test parts; independent of ``seed``, so that one generator serves all seeds."""
     public_fraction: float = 0.1
     """Share of the training images that the server may use (generator, public_only)."""
+    public_domains: list[str] | None = None
+    """Domains that the public images come from (``public_fraction`` is then a share of theirs); default: all."""
     reserve_fraction: float = 0.0
     """Share of the training images that nobody trains on: what the control ``generator.name: real`` gives out."""
     test_fraction: float = 0.2

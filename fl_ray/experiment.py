@@ -15,7 +15,7 @@ import numpy as np
 
 from fl_ray import checkpoint
 from fl_ray.artifacts import end_tracking, is_one_model, log_model, write_models, write_samples
-from fl_ray.client_tests import client_accuracy, evaluate_clients, gradient_cosine
+from fl_ray.client_tests import client_accuracy, domain_accuracy, evaluate_clients, gradient_cosine
 from fl_ray.config import Component, RunConfig
 from fl_ray.context import RunContext
 from fl_ray.data.parts import FederatedData, prepare
@@ -292,6 +292,9 @@ class Experiment:
         last = self.folder.history()[-1]["round"]
         if context.data.held_out.sizes.any() and last not in self.folder.tested_rounds():
             self._test_clients(context, last)
+        by_domain = domain_accuracy(context, self.method, self._weights)
+        if by_domain:
+            context.notes["domain_accuracy"] = by_domain
         if context.synthesis is not None:
             context.notes["synthesis"] = context.synthesis.report()
             write_samples(context)

@@ -59,7 +59,16 @@ def make_context(
     layout = WeightLayout(build_module(config.model, shape, config.training))
     # What isn't sent isn't compressed either.
     updates = tuple(config.updates) if method.exchanges_weights else ()
-    job = Job(config.model, shape, config.training, config.seed, config.rounds, config.runtime.threads, updates)
+    job = Job(
+        config.model,
+        shape,
+        config.training,
+        config.seed,
+        config.rounds,
+        config.runtime.threads,
+        updates,
+        method.own_models,
+    )
     arrays = JobData(data.images, data.labels, data.partition, data.held_out, data.test_images, data.test_labels)
     context = RunContext(
         config=config,
@@ -90,7 +99,7 @@ def resolve_path(context: RunContext, method: Method, weights: np.ndarray) -> st
     config = context.config
     wanted = config.runtime.training_path
     trying = np.flatnonzero(context.data.partition.sizes > 0)[:_PATH_CLIENTS].tolist()
-    if not method.trains_clients or wanted == "plain":
+    if not method.trains_clients or method.own_models or wanted == "plain":
         return None
     key = repr((wanted, config.model, config.training, config.data.name, config.data.settings, config.data.classes))
     known = context.runtime.paths

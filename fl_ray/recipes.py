@@ -21,6 +21,7 @@ __all__ = [
     "build",
     "compare_entries",
     "load_recipe",
+    "make_component",
     "make_config",
     "ray_settings",
     "to_dict",
@@ -53,7 +54,8 @@ _COMPONENTS = ("model", "method", "sampling")
 
 
 def load_recipe(path: str | Path) -> dict[str, Any]:
-    """The settings in a YAML file, not yet checked.
+    """The settings in a YAML file, not yet checked. ``extends`` names another recipe, relative to the file's folder,
+    whose settings (but for ``compare``) are those that the file does not change.
 
     Raises:
         SettingError: no such file, not YAML, or not a mapping.
@@ -73,7 +75,11 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
         raise SettingError(f"recipe {path} holds {type(content).__name__}, but a recipe is a mapping of settings")
     content.pop("environment", None)  # a run's config.yaml is a recipe, too; that part says what ran it
     content.setdefault("name", path.stem)
-    return content
+    if "extends" not in content:
+        return content
+    base = load_recipe(path.parent / str(content.pop("extends")))
+    base.pop("compare", None)
+    return apply_overrides(base, content)
 
 
 def apply_overrides(recipe: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,7 +178,7 @@ def make_config(recipe: Mapping[str, Any]) -> cfg.RunConfig:
         if key in _PLAIN_SECTIONS:
             top[key] = _plain(key, _PLAIN_SECTIONS[key], _mapping(key, value))
         elif key in _COMPONENTS:
-            top[key] = _component(key, _mapping(key, value))
+            top[key] = make_component(key, _mapping(key, value))
         elif key == "data":
             top[key] = _data(_mapping(key, value))
         elif key == "generator":
@@ -180,7 +186,7 @@ def make_config(recipe: Mapping[str, Any]) -> cfg.RunConfig:
         elif key == "updates":
             top[key] = _updates(value)
     for key in _COMPONENTS:  # the default components have default settings to fill in, too
-        top.setdefault(key, _component(key, {"name": getattr(cfg.RunConfig(), key).name}))
+        top.setdefault(key, make_component(key, {"name": getattr(cfg.RunConfig(), key).name}))
     top.setdefault("data", _data({}))
     scalars = {key: value for key, value in values.items() if key not in top}
     return _plain("", _Scalars, scalars).fill(top)
@@ -208,7 +214,7 @@ class _Scalars:
 def _updates(values: Any) -> list[cfg.Component]:
     if not isinstance(values, list):
         raise SettingError(f"updates is {values!r}, but it must be a list, as [{{name: clip, norm: 1.0}}]")
-    return [_component("update", _mapping("updates", item)) for item in values]
+    return [make_component("update", _mapping("updates", item)) for item in values]
 
 
 def ray_settings(recipe: Mapping[str, Any]) -> cfg.RayConfig | None:
@@ -233,7 +239,7 @@ def _mapping(key: str, value: Any) -> dict[str, Any]:
 
 def _data(values: dict[str, Any]) -> cfg.DataConfig:
     own = _own_keys("data")
-    partition = _component("partition", _mapping("data.partition", values.pop("partition", None) or "iid"))
+    partition = make_component("partition", _mapping("data.partition", values.pop("partition", None) or "iid"))
     name = values.get("name", cfg.DataConfig.name)
     loader = resolve_name("data", name)
     settings = {key: value for key, value in values.items() if key not in own}
@@ -251,7 +257,7 @@ def _generator(values: dict[str, Any]) -> cfg.GeneratorConfig:
     return dataclasses.replace(common, settings=settings)
 
 
-def _component(kind: str, values: dict[str, Any]) -> cfg.Component:
+def make_component(kind: str, values: dict[str, Any]) -> cfg.Component:
     name = values.pop("name", None)
     if not isinstance(name, str):
         raise SettingError(f"{kind}.name is missing.{nearest('', [])}" if name is None else f"{kind}.name: {name!r}")

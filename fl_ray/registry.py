@@ -22,6 +22,7 @@ class Entry:
 
 
 _DATA, _PARTS, _NETS = "fl_ray.data.datasets", "fl_ray.data.partitioners", "lightning_modules.networks"
+_BACKBONES = "lightning_modules.backbones"
 
 REGISTRY: dict[str, dict[str, Entry]] = {
     "method": {
@@ -47,6 +48,12 @@ REGISTRY: dict[str, dict[str, Entry]] = {
         "semi": Entry("fl_ray.methods.fimi_server:SEMI", "FIMI's baseline: a server's model joins the average"),
         "sst": Entry("fl_ray.methods.fimi_server:SST", "FIMI's baseline: the average is fine-tuned at the server"),
         "clsd": Entry("fl_ray.methods.fimi_server:CLSD", "FIMI's baseline: one model on synthetic data alone"),
+        "fedlmg": Entry(
+            "fl_ray.methods.fedlmg:FedLMG", "one round: clients' classifiers guide the server's diffusion model"
+        ),
+        "prompts_only": Entry("fl_ray.methods.fedlmg:PromptsOnly", "one model on the generator's images, no guidance"),
+        "feddf": Entry("fl_ray.methods.one_shot:FedDF", "one round: the clients' mean logits distilled"),
+        "ensemble": Entry("fl_ray.methods.one_shot:Ensemble", "one round: the clients' classifiers vote"),
         "local_only": Entry("fl_ray.methods.reference:LocalOnly", "every client by itself; mean over clients' models"),
         "centralised": Entry(
             "fl_ray.methods.reference:Centralised", "one model on the pooled client data: the ceiling"
@@ -60,6 +67,7 @@ REGISTRY: dict[str, dict[str, Entry]] = {
         "cifar10": Entry(f"{_DATA}:cifar10", "CIFAR-10, 32x32 RGB, 10 classes"),
         "cifar100": Entry(f"{_DATA}:cifar100", "CIFAR-100, 32x32 RGB, 100 classes"),
         "gtsrb": Entry(f"{_DATA}:gtsrb", "German traffic signs resized to 32x32 RGB, 43 classes"),
+        "digit_domains": Entry("fl_ray.data.domains:digit_domains", "MNIST, MNIST-M and USPS as domains, RGB"),
         "random": Entry(f"{_DATA}:random", "random images and labels, for timing"),
         "image_folder": Entry(f"{_DATA}:image_folder", "root/<domain>/[<split>/]<class>/*, several domains"),
     },
@@ -80,6 +88,12 @@ REGISTRY: dict[str, dict[str, Entry]] = {
         "dropout_cnn": Entry(f"{_NETS}:DropoutCNN", "the CIFAR-10 CNN of pfl-research's benchmarks"),
         "vgg9": Entry(f"{_NETS}:VGG9", "VGG-9, 3,491,530 parameters at 3x32x32 and 10 classes"),
         "resnet18": Entry(f"{_NETS}:ResNet18", "ResNet-18 with a stem for 32x32"),
+        "resnet34": Entry(f"{_NETS}:ResNet34", "ResNet-34 with a stem for 32x32"),
+        "mobilenet_v2": Entry(f"{_BACKBONES}:MobileNetV2", "MobileNetV2 at the data's size"),
+        "mobilenet_v3_small": Entry(f"{_BACKBONES}:MobileNetV3Small", "MobileNetV3-small at the data's size"),
+        "shufflenet_v2": Entry(f"{_BACKBONES}:ShuffleNetV2", "ShuffleNetV2 at the data's size"),
+        "vgg16": Entry(f"{_BACKBONES}:VGG16", "VGG-16 without batch norm, one hidden layer"),
+        "small_vit": Entry(f"{_BACKBONES}:SmallViT", "a vision transformer for small images"),
         "exquisite_v1": Entry("lightning_modules.exquisite:ExquisiteNetV1", "ExquisiteNetV1 of TU Delft's GenFL"),
         "cvae": Entry("lightning_modules.cvae:CVAE", "no classifier: the conditional VAE of TU Delft's GenFL"),
     },

@@ -132,7 +132,7 @@ def make_schedule(config: RunConfig, method: Method) -> Schedule:
 
 
 def _cost(run: RunContext, method: Method, cohort: np.ndarray, total_share: float | None = None) -> RoundCost:
-    down, up = method.link_bytes(run)
+    down, up = method.link_bytes(run, cohort)
     samples = run.config.training.samples_of(run.data.partition.sizes[cohort])
     epochs = run.config.training.local_epochs
     return round_cost(run.config.fleet, run.fleet, cohort, samples, epochs, down, up, total_share)

@@ -140,12 +140,12 @@ def _book(run: RunContext, method: Method, plan: RoundPlan, result: RoundResult)
     """Energy, bytes, samples and faults of a round's clients."""
     run.faults.update(record.left_out.kind for record in result.left_out)
     run.faults["retried"] += sum(record.raised is not None for record in result.included)
-    down, up = method.link_bytes(run)
-    energy, sent = plan.spent()
+    down, up = method.link_bytes(run, plan.cohort)
+    energy, _ = plan.spent()
     done = plan.cohort[plan.arrived]
     training = run.config.training
     run.ledger.samples_trained += training.local_epochs * int(training.samples_of(run.data.partition.sizes[done]).sum())
-    run.ledger.advance(run.ledger.virtual_time_s, energy, sent * up, len(plan.cohort) * down)
+    run.ledger.advance(run.ledger.virtual_time_s, energy, int(up[plan.arrived].sum()), int(down.sum()))
 
 
 def checkpoint_of(rounds_done: int, weights: np.ndarray, run: RunContext, method: Method, wall_s: float) -> Checkpoint:

@@ -9,6 +9,7 @@ from typing import Any
 
 __all__ = [
     "CLIENT_RESULTS",
+    "DOMAIN",
     "METHOD_RESULTS",
     "aggregate",
     "mean_std",
@@ -24,6 +25,7 @@ METHOD_RESULTS = {  # what methods put into the summary beside accuracy: title a
     "cas": ("CAS [%]", 1),
 }
 CLIENT_RESULTS = {"client_accuracy": "mean", "client_accuracy_worst_decile": "worst_decile"}
+DOMAIN = "accuracy_on_"  # in front of a domain's name
 _REACHED = (("rounds", "round"), ("virtual_time_s", "virtual_time_s"), ("energy_j", "energy_j"))
 
 
@@ -98,6 +100,9 @@ def aggregate(label: str, summaries: Sequence[Mapping[str, Any]], targets: Seque
         measured = [summary[name] for summary in summaries if summary.get(name) is not None]
         if measured:
             row[f"{name}_mean"], row[f"{name}_std"] = mean_std(measured)
+    for name in dict.fromkeys(name for summary in summaries for name in summary.get("domain_accuracy", {})):
+        measured = [summary["domain_accuracy"][name] for summary in summaries if name in summary["domain_accuracy"]]
+        row[f"{DOMAIN}{name}_mean"], row[f"{DOMAIN}{name}_std"] = mean_std(measured)
     for target in targets:
         key = target_key(target)
         hits = [summary["targets"][key] for summary in summaries if summary["targets"].get(key) is not None]

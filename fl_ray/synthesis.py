@@ -7,13 +7,15 @@ versions that made it (``generators.cache``), so that a difference can be traced
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import pytorch_lightning as pl
@@ -28,6 +30,10 @@ from fl_ray.recipes import build
 from fl_ray.run_folder import environment
 from generators.base import Block, Generator, TrainingImages, settings_digest
 from generators.cache import BlockCache, stored_folder
+
+if TYPE_CHECKING:
+    from generators.guidance.generator import GuideSource
+    from generators.guidance.sampling import GuidanceSettings
 
 __all__ = ["TRAINED_FILE", "FederatedGenerator", "Synthesis", "cache_root"]
 
@@ -85,21 +91,57 @@ class Synthesis:
         self._learned = TrainingImages(images, labels, data.source.classes, source)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         with self._as_setting_error():
-            training, sampling = self.generator.training_settings(), self.generator.sampling_settings()
+            training = self.generator.training_settings()
         self.key = settings_digest(FORMAT, config.name, training, device, data.source.classes, source)[:16]
         self._home = cache_root(config) / f"{config.name.replace(':', '.')}-{self.key}"
-        sampled_on = device if config.pool.gpus > 0 or not on_ray else "cpu"
-        self.sampling_key = settings_digest(sampling, sampled_on)[:16]
         made = environment()
-        manifest = {
+        self._manifest = {
             "generator": config.name,
             "training": {"settings": training, "data_sha256": source, "device": device, "key": self.key},
-            "sampling": {"settings": sampling, "device": sampled_on, "key": self.sampling_key},
             "classes": data.source.classes,
             "fl_ray": {"version": made["fl_ray"], "git_revision": made["git_revision"], "format": FORMAT},
         }
+        self._versions = made["packages"]
+        self._sample_with(self.generator)
+
+    def _sample_with(self, generator: Generator) -> None:
+        """Make images with this one from now on, into a cache of their own."""
+        with self._as_setting_error():
+            sampling = generator.sampling_settings()
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        sampled_on = device if self.config.pool.gpus > 0 or not self.on_ray else "cpu"
+        self.generator = generator
+        self.sampling_key = settings_digest(sampling, sampled_on)[:16]
+        manifest = {
+            **self._manifest,
+            "sampling": {"settings": sampling, "device": sampled_on, "key": self.sampling_key},
+        }
         folder = self._home / f"images-{self.sampling_key}"
-        self._cache = BlockCache(folder, self.generator.block_size, manifest, made["packages"], progress.message)
+        self._cache = BlockCache(folder, generator.block_size, manifest, self._versions, self.progress.message)
+
+    def check_guidable(self) -> None:
+        """Refuse a generator that classifiers can't guide."""
+        if not self.generator.guidable:
+            raise self._refused("has no diffusion model that classifiers could guide; use diffusion or text_to_image")
+
+    def guided(self, guides: Sequence[GuideSource], settings: GuidanceSettings, block_size: int) -> Synthesis:
+        """The same trained generator, guided: its label ``g * classes + c`` is class c under guide g.
+
+        The steps are the generator's own.
+        """
+        from generators.guidance.generator import GuidedGenerator
+
+        classes, shape = self.data.num_classes, self.data.images.shape[1:]
+        settings = replace(settings, steps=self.generator.steps)
+        made = copy.copy(self)
+        made._pool, made._images, made._seconds, made.train_seconds = None, 0, 0.0, 0.0
+        made._sample_with(GuidedGenerator(self.generator, guides, classes, shape, settings, block_size))
+        return made
+
+    @property
+    def folder(self) -> Path:
+        """Where the trained generator, and what belongs to it, is kept."""
+        return self._home
 
     @contextmanager
     def _as_setting_error(self) -> Iterator[None]:
@@ -219,6 +261,10 @@ class Synthesis:
     def prompt(self, label: int, index: int) -> str | None:
         """The words that an image is made from; None where there are none."""
         return self.generator.prompt(self.data.source.classes, label, index)
+
+    def counted(self) -> dict[str, float]:
+        """What the samplers of this run have counted; empty where the cache had everything."""
+        return self._pool.report() if self._pool is not None else {}
 
     def _fitting(self, images: np.ndarray) -> np.ndarray:
         shape = self.data.images.shape[1:]

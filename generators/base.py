@@ -20,6 +20,8 @@ import torch
 if TYPE_CHECKING:  # an actor that only samples need not wait for it
     import pytorch_lightning as pl
 
+    from generators.guidance.sampling import Denoiser
+
 __all__ = [
     "Block",
     "FederatedTraining",
@@ -91,6 +93,10 @@ class Sampler(ABC):
             ValueError: the class is unknown, or the block lies behind the last image that there is.
         """
 
+    def report(self) -> dict[str, float]:
+        """What it has counted so far, to be added up over samplers."""
+        return {}
+
 
 class Generator(ABC):
     """Settings of a generator, and how to train and load it. Constructor arguments are the recipe's settings.
@@ -99,11 +105,13 @@ class Generator(ABC):
         block_size: images made together.
         learns_from: which real images ``fit`` is given: the server's ``public`` ones, the ``reserve`` that nobody else
             sees (``data.reserve_fraction``), or none.
+        guidable: it has a ``denoiser``, and a setting ``steps`` of its sampling.
         more_from: where there are only so many images (``available``), what to change to have more.
     """
 
     block_size: int
     learns_from: RealImages = "public"
+    guidable: bool = False
     more_from: str = ""
 
     @abstractmethod
@@ -140,6 +148,10 @@ class Generator(ABC):
     @abstractmethod
     def load(self, folder: Path, device: torch.device) -> Sampler:
         """A sampler of the weights stored in ``folder``."""
+
+    def denoiser(self, folder: Path, device: torch.device) -> Denoiser:
+        """The diffusion model stored in ``folder``, for samplers that guide it; where ``guidable``."""
+        raise TypeError(f"{type(self).__name__} has no diffusion model to guide")
 
     def prompt(self, classes: Sequence[str], label: int, index: int) -> str | None:
         """The words that image ``index`` of class ``label`` is made from; None where there are none."""

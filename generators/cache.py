@@ -21,10 +21,10 @@ from safetensors.numpy import save
 
 from generators.base import Block
 
-__all__ = ["BlockCache", "stored_folder"]
+__all__ = ["BlockCache", "stored_folder", "write_whole"]
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Put a file under its name when it is whole."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
     try:
@@ -110,6 +110,6 @@ class BlockCache:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not (self.folder / "manifest.json").exists():
             content = json.dumps({**self.manifest, "versions": self.versions}, indent=2)
-            _write(self.folder / "manifest.json", content.encode() + b"\n")
+            write_whole(self.folder / "manifest.json", content.encode() + b"\n")
         header = {**self._fixed(block, images), "versions": json.dumps(self.versions, sort_keys=True)}
-        _write(path, save({"images": np.ascontiguousarray(images)}, header))
+        write_whole(path, save({"images": np.ascontiguousarray(images)}, header))

@@ -23,7 +23,7 @@ from generators.base import (
 from generators.pipelines import SchedulerName, dtype_of, swap_scheduler
 from lightning_modules.diffusion import ClassConditionalDDPM, default_widths, make_unet
 
-__all__ = ["ClassConditionalPipeline", "DiffusionGenerator"]
+__all__ = ["ClassConditionalPipeline", "DiffusionGenerator", "PixelDenoiser"]
 
 
 class ClassConditionalPipeline(DiffusionPipeline):
@@ -49,17 +49,38 @@ class ClassConditionalPipeline(DiffusionPipeline):
         shape = (len(labels), config.in_channels, config.sample_size, config.sample_size)
         x = torch.randn(shape, generator=generator).to(self.device)
         labels = labels.to(self.device)
-        null = torch.full_like(labels, config.num_class_embeds - 1)
         self.scheduler.set_timesteps(steps, device=self.device)
         for t in self.scheduler.timesteps:
-            if guidance == 1.0:
-                eps = self.unet(x, t, class_labels=labels).sample.float()
-            else:
-                both = self.unet(torch.cat([x, x]), t, class_labels=torch.cat([labels, null])).sample.float()
-                conditional, free = both.chunk(2)
-                eps = free + guidance * (conditional - free)
+            eps = self.predict(x, t, labels, guidance)
             x = self.scheduler.step(eps, t, x, generator=generator).prev_sample
         return ((x + 1) / 2).clamp(0, 1)
+
+    def predict(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor, guidance: float) -> torch.Tensor:
+        """The noise in ``x`` at step ``t``."""
+        if guidance == 1.0:
+            return self.unet(x, t, class_labels=labels).sample.float()
+        null = torch.full_like(labels, self.unet.config.num_class_embeds - 1)
+        both = self.unet(torch.cat([x, x]), t, class_labels=torch.cat([labels, null])).sample.float()
+        conditional, free = both.chunk(2)
+        return free + guidance * (conditional - free)
+
+
+class PixelDenoiser:
+    """A class-conditional pipeline as ``generators.guidance`` samples with it; mixed precision as for plain samples."""
+
+    def __init__(self, pipeline: ClassConditionalPipeline, guidance: float, dtype: torch.dtype) -> None:
+        self.pipeline, self.guidance, self.dtype = pipeline, guidance, dtype
+        self.scheduler, config = pipeline.scheduler, pipeline.unet.config
+        self.shape = (config.in_channels, config.sample_size, config.sample_size)
+        pipeline.unet.requires_grad_(False)
+
+    def predict(self, s: torch.Tensor, t: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        check_class(int(labels.max()), self.pipeline.unet.config.num_class_embeds - 1)
+        with torch.autocast(s.device.type, self.dtype, enabled=self.dtype is not torch.float32):
+            return self.pipeline.predict(s, t, labels, self.guidance)
+
+    def decode(self, s: torch.Tensor) -> torch.Tensor:
+        return (s + 1) / 2
 
 
 class DiffusionGenerator(Generator):
@@ -80,6 +101,8 @@ class DiffusionGenerator(Generator):
             GPUs and fp32 elsewhere.
         block_size: images made together.
     """
+
+    guidable = True
 
     def __init__(
         self,
@@ -147,6 +170,13 @@ class DiffusionGenerator(Generator):
             pipeline.save_pretrained(str(folder))
 
     def load(self, folder: Path, device: torch.device) -> Sampler:
+        return _DiffusionSampler(self._pipeline(folder, device), self)
+
+    def denoiser(self, folder: Path, device: torch.device) -> PixelDenoiser:
+        dtype = dtype_of(self.precision, device, torch.bfloat16)
+        return PixelDenoiser(self._pipeline(folder, device), self.guidance, dtype)
+
+    def _pipeline(self, folder: Path, device: torch.device) -> ClassConditionalPipeline:
         unet = UNet2DModel.from_pretrained(str(folder), subfolder="unet", low_cpu_mem_usage=False)
         trained = DDPMScheduler.from_pretrained(str(folder), subfolder="scheduler")
         # "leading" starts below the last step, where the cosine schedule's signal has all but vanished and DPM-Solver++
@@ -154,7 +184,7 @@ class DiffusionGenerator(Generator):
         schedule = DDPMScheduler.from_config(trained.config, timestep_spacing="leading")
         pipeline = ClassConditionalPipeline(unet.eval(), schedule)
         swap_scheduler(pipeline, self.sampler)
-        return _DiffusionSampler(pipeline.to(device), self)
+        return pipeline.to(device)
 
 
 class _DiffusionSampler(Sampler):

@@ -38,6 +38,10 @@ class LocalPool:
         for block in blocks:
             yield block, self._sampler.sample(block)
 
+    def report(self) -> dict[str, float]:
+        """What the sampler has counted."""
+        return self._sampler.report()
+
     def close(self) -> None:
         """Nothing to let go of."""
 
@@ -67,6 +71,9 @@ class _GeneratorActor:
 
     def make(self, block: Block) -> np.ndarray:
         return self.load().sample(block)
+
+    def report(self) -> dict[str, float]:
+        return self.load().report()
 
 
 def _result(reference: ray.ObjectRef) -> Any:
@@ -154,6 +161,16 @@ class GeneratorPool:
                 continue
             hand_out()
             yield block, images
+
+    def report(self) -> dict[str, float]:
+        """What the actors' samplers have counted, added up; an actor that died takes its counts along."""
+        total: Counter[str] = Counter()
+        for reference in [actor.report.remote() for actor in self._actors.values()]:
+            try:
+                total.update(_result(reference))
+            except _LOST:
+                continue
+        return dict(total)
 
     def _give_up(self, number: int) -> None:
         actor = self._actors.pop(number, None)

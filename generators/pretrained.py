@@ -21,7 +21,7 @@ from huggingface_hub import constants, snapshot_download
 from generators.base import Block, Generator, Sampler, TrainingImages, check_class, image_seeds, require_positive
 from generators.pipelines import Precision, SchedulerName, dtype_of, swap_scheduler
 
-__all__ = ["PretrainedGenerator", "PretrainedSampler", "weights_digest"]
+__all__ = ["PretrainedGenerator", "PretrainedSampler", "wanted", "weights_digest"]
 
 _DECIDING = (".safetensors", ".json", ".txt", ".model")  # weights, configurations, vocabularies
 
@@ -93,8 +93,8 @@ class PretrainedGenerator(Generator):
         weights = self._folder()
         self.config(weights, "model_index.json")
         self.check(weights, data.classes)
-        wanted = {"classes": list(data.classes), "shape": list(data.images.shape[1:]), "weights": str(weights)}
-        (folder / "wanted.json").write_text(json.dumps(wanted), encoding="utf-8")
+        kept = {"classes": list(data.classes), "shape": list(data.images.shape[1:]), "weights": str(weights)}
+        (folder / "wanted.json").write_text(json.dumps(kept), encoding="utf-8")
 
     @abstractmethod
     def check(self, weights: Path, classes: list[str]) -> None:
@@ -116,10 +116,15 @@ class PretrainedGenerator(Generator):
         return {}
 
     def load(self, folder: Path, device: torch.device) -> Sampler:
-        wanted = json.loads((folder / "wanted.json").read_text(encoding="utf-8"))
-        found = Path(wanted["weights"])
+        kept = wanted(folder)
+        pipeline = self.pipeline(folder, device, dtype_of(self.precision, device, torch.float16))
+        swap_scheduler(pipeline, self.scheduler)
+        return self.sampler(pipeline, kept["classes"], tuple(kept["shape"]))
+
+    def pipeline(self, folder: Path, device: torch.device, dtype: torch.dtype) -> DiffusionPipeline:
+        """The pipeline on a device, with its own scheduler."""
+        found = Path(wanted(folder)["weights"])
         weights = found if self._local is None and found.is_dir() else self._folder()  # the hub is asked once, by fit
-        dtype = dtype_of(self.precision, device, torch.float16)
         try:
             with _quiet():
                 pipeline = self.pipeline_class.from_pretrained(
@@ -134,9 +139,8 @@ class PretrainedGenerator(Generator):
                 f"model is {self.model}, but {weights} can't be loaded as a diffusers pipeline with safetensors "
                 f"({' '.join(str(error).split())}); complete the folder, or name another model"
             ) from error
-        swap_scheduler(pipeline, self.scheduler)
         pipeline.set_progress_bar_config(disable=True)
-        return self.sampler(pipeline.to(device), wanted["classes"], tuple(wanted["shape"]))
+        return pipeline.to(device)
 
     def _commit(self) -> str:
         """The version in the hub's cache, or else the hub's newest."""
@@ -165,6 +169,11 @@ class PretrainedGenerator(Generator):
                 f"({' '.join(str(error).split())}). HF_HUB_OFFLINE is {offline}. Fetch them on a machine with access "
                 f"(hf download {self.model}) and set HF_HOME to that cache, or set model to a folder"
             ) from error
+
+
+def wanted(folder: Path) -> dict[str, Any]:
+    """What ``fit`` has kept."""
+    return json.loads((folder / "wanted.json").read_text(encoding="utf-8"))
 
 
 @contextmanager

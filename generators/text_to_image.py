@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from diffusers import DiffusionPipeline
 
 from generators.base import Block, Sampler, require_positive
-from generators.pipelines import Precision, SchedulerName, to_pixels
-from generators.pretrained import PretrainedGenerator, PretrainedSampler, weights_digest
+from generators.guidance.latent import LatentDenoiser
+from generators.pipelines import Precision, SchedulerName, dtype_of, swap_scheduler, to_pixels
+from generators.pretrained import PretrainedGenerator, PretrainedSampler, wanted, weights_digest
 
 __all__ = ["TextToImage"]
 
@@ -42,6 +44,8 @@ class TextToImage(PretrainedGenerator):
         safety_checker: a pipeline that comes with a checker makes what it objects to black; false leaves it away.
         block_size: images made together.
     """
+
+    guidable = True
 
     def __init__(
         self,
@@ -109,7 +113,13 @@ class TextToImage(PretrainedGenerator):
                 raise ValueError(
                     f"{kind} of {self.model} takes no {argument} ({setting}); use a text-to-image pipeline"
                 )
+        self.add_lora(pipeline)
+        return _TextSampler(self, pipeline, classes, shape, options)
+
+    def add_lora(self, pipeline: DiffusionPipeline) -> None:
+        """The recipe's LoRA weights on top of the pipeline's, where it names some."""
         if self.lora is not None:
+            kind = type(pipeline).__name__
             if not hasattr(pipeline, "load_lora_weights"):
                 raise ValueError(f"lora is {self.lora}, but {kind} of {self.model} takes no LoRA weights")
             try:
@@ -117,7 +127,19 @@ class TextToImage(PretrainedGenerator):
             except (OSError, ValueError, KeyError, RuntimeError) as error:
                 reason = " ".join(str(error).split())
                 raise ValueError(f"lora is {self.lora}, but its weights don't fit {self.model}: {reason}") from error
-        return _TextSampler(self, pipeline, classes, shape, options)
+
+    def denoiser(self, folder: Path, device: torch.device) -> LatentDenoiser:
+        """For guided sampling: each class's first prompt, bf16 instead of fp16 (whose first steps overflow), and DDPM
+        where the recipe names no scheduler (as FedLMG's code).
+        """
+        if self.precision == "fp16":
+            raise ValueError("precision is fp16, whose range guided sampling overflows; set it to bf16, fp32 or auto")
+        pipeline = self.pipeline(folder, device, dtype_of(self.precision, device, torch.bfloat16))
+        self.add_lora(pipeline)
+        swap_scheduler(pipeline, self.scheduler or "ddpm")
+        classes = wanted(folder)["classes"]
+        prompts = [self.prompt(classes, label, 0) for label in range(len(classes))]
+        return LatentDenoiser(pipeline, prompts, self.negative_prompt, self.guidance, self.size)
 
     def _lora_folder(self) -> Path:
         folder = Path(self.lora).expanduser()

@@ -15,7 +15,7 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MLP", "VGG9", "DropoutCNN", "ResNet18", "SmallCNN"]
+__all__ = ["MLP", "VGG9", "DropoutCNN", "ResNet18", "ResNet34", "SmallCNN"]
 
 
 class Dropout(nn.Dropout):
@@ -39,7 +39,10 @@ class MLP(nn.Sequential):
 
 
 class SmallCNN(nn.Sequential):
-    """Two 3x3 convolutions, each followed by a 2x2 pool, then one hidden layer: fast enough for two CPU cores."""
+    """Two 3x3 convolutions, each followed by a 2x2 pool, then one hidden layer: fast enough for two CPU cores.
+
+    ``batch_norm`` puts one behind each convolution.
+    """
 
     def __init__(
         self,
@@ -49,16 +52,17 @@ class SmallCNN(nn.Sequential):
         width: int = 16,
         hidden: int = 64,
         dropout: float = 0.0,
+        batch_norm: bool = False,
     ) -> None:
         if image_size < 4:
             raise ValueError(f"model small_cnn: image_size {image_size} is below 4, which two 2x2 pools need; use mlp")
-        layers: list[nn.Module] = [
-            nn.Conv2d(in_channels, width, 3, padding=1),
-            nn.MaxPool2d(2),
-            nn.ReLU(),
-            nn.Conv2d(width, 2 * width, 3, padding=1),
-            nn.MaxPool2d(2),
-            nn.ReLU(),
+        layers: list[nn.Module] = []
+        for before, after in ((in_channels, width), (width, 2 * width)):
+            layers.append(nn.Conv2d(before, after, 3, padding=1, bias=not batch_norm))
+            if batch_norm:
+                layers.append(nn.BatchNorm2d(after))
+            layers += [nn.MaxPool2d(2), nn.ReLU()]
+        layers += [
             nn.Flatten(),
             nn.Linear(2 * width * (image_size // 4) ** 2, hidden),
             nn.ReLU(),
@@ -133,11 +137,10 @@ class _BasicBlock(nn.Module):
         return torch.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
 
 
-class ResNet18(nn.Sequential):
-    """ResNet-18 with the stem for 32x32 images: one 3x3 convolution of stride 1 and no pool.
+class _ResNet(nn.Sequential):
+    """With the stem for 32x32 images: one 3x3 convolution of stride 1 and no pool."""
 
-    11,173,962 parameters at 3 channels and 10 classes. ``width`` is that of the first stage (64 in the paper).
-    """
+    blocks: tuple[int, ...]
 
     def __init__(self, in_channels: int, image_size: int, num_classes: int, width: int = 64) -> None:
         stages: list[nn.Module] = [
@@ -146,8 +149,24 @@ class ResNet18(nn.Sequential):
             nn.ReLU(),
         ]
         before = width
-        for stage in range(4):
+        for stage, count in enumerate(self.blocks):
             after = width * 2**stage
-            stages += [_BasicBlock(before, after, 1 if stage == 0 else 2), _BasicBlock(after, after, 1)]
-            before = after
+            for number in range(count):
+                stages.append(_BasicBlock(before, after, 2 if stage and not number else 1))
+                before = after
         super().__init__(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, num_classes))
+
+
+class ResNet18(_ResNet):
+    """ResNet-18 with the stem for 32x32 images: one 3x3 convolution of stride 1 and no pool.
+
+    11,173,962 parameters at 3 channels and 10 classes. ``width`` is that of the first stage (64 in the paper).
+    """
+
+    blocks = (2, 2, 2, 2)
+
+
+class ResNet34(_ResNet):
+    """ResNet-34, likewise: 21,282,122 parameters at 3 channels and 10 classes."""
+
+    blocks = (3, 4, 6, 3)

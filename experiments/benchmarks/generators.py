@@ -6,7 +6,8 @@
 The class-conditional diffusion generator for 32 x 32 RGB with its default UNet, and random weights: the time of an
 image does not depend on them. The plain loop is a process of one thread that calls the pipeline batch by batch; the
 pool has one actor of one thread, then two, and makes blocks of the same size with the same sampler and steps. They run
-in turns; the numbers are medians over the turns. The last line is JSON.
+in turns; the numbers are medians over the turns. Two plain loops at once say what the machine has for two processes:
+cores that share their units do not do twice the work. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -61,13 +62,32 @@ class PlainLoop:
         self.process = context.Process(target=plain_loop, args=(folder, settings, theirs), daemon=True)
         self.process.start()
 
-    def seconds(self, batches: int) -> float:
+    def begin(self, batches: int) -> None:
         self.pipe.send(batches)
+
+    def seconds(self, batches: int) -> float:
+        self.begin(batches)
         return self.pipe.recv()
 
     def close(self) -> None:
         self.pipe.send(None)
         self.process.join()
+
+
+class TwoLoops:
+    """Two plain loops, each with half the batches."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self.loops = [PlainLoop(folder, settings) for _ in range(2)]
+
+    def seconds(self, batches: int) -> float:
+        for loop in self.loops:
+            loop.begin(batches // 2)
+        return max(loop.pipe.recv() for loop in self.loops)
+
+    def close(self) -> None:
+        for loop in self.loops:
+            loop.close()
 
 
 class Pool:
@@ -127,9 +147,9 @@ def main() -> None:
         store_random_weights(folder)
         connection.wait()
         generator = DiffusionGenerator(sampler="ddim", precision="fp32", **settings)
-        workers = {"pipeline": PlainLoop(folder, settings)}
+        workers = {"pipeline": PlainLoop(folder, settings), "two_pipelines": TwoLoops(folder, settings)}
         workers |= {f"pool{actors}": Pool(generator, folder, actors) for actors in (1, 2)}
-        batches = {"pipeline": options.blocks, "pool1": options.blocks, "pool2": 2 * options.blocks}
+        batches = {kind: options.blocks * (2 if kind in ("two_pipelines", "pool2") else 1) for kind in workers}
         for kind, worker in workers.items():
             worker.seconds(batches[kind] // options.blocks)  # not counted: the first batch of a process takes longer
         rates: dict[str, list[float]] = {kind: [] for kind in workers}
@@ -144,6 +164,7 @@ def main() -> None:
     found = {kind: statistics.median(rate) for kind, rate in rates.items()}
     result = {f"{kind}_images_s": rate for kind, rate in found.items()}
     result |= {f"ratio{actors}": found[f"pool{actors}"] / found["pipeline"] for actors in (1, 2)}
+    result["ratio2_to_two_pipelines"] = found["pool2"] / found["two_pipelines"]
     print(json.dumps(result))
 
 

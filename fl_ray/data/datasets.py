@@ -25,6 +25,7 @@ __all__ = [
     "load",
     "mnist",
     "random",
+    "resized",
 ]
 
 
@@ -286,6 +287,16 @@ def _read(source: Any, size: int) -> np.ndarray:
 
     image = source if isinstance(source, Image.Image) else Image.open(source)
     return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+
+
+def resized(images: np.ndarray, size: int) -> np.ndarray:
+    """Images uint8 [N, C, H, W], grey or RGB, as RGB of ``size`` pixels square."""
+    from PIL import Image
+
+    if images.shape[1:] == (3, size, size):
+        return images
+    shown = images[:, 0] if images.shape[1] == 1 else images.transpose(0, 2, 3, 1)
+    return np.stack([_read(Image.fromarray(image), size) for image in shown])
 
 
 def _stack(pairs: list[tuple[np.ndarray, int]], channels: int) -> tuple[np.ndarray, np.ndarray]:

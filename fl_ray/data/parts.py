@@ -50,6 +50,7 @@ class FederatedData:
         held_out: rows kept for testing on each client (none where ``client_test_fraction`` is 0).
         public: rows that the server may use.
         reserve: rows that nobody but the control generator ``real`` uses.
+        test_domains: int64 domain of each test image; None where the data set has none.
         synthetic_from: the first row of ``images`` that is a synthetic one; None: there are none.
     """
 
@@ -62,6 +63,7 @@ class FederatedData:
     held_out: Rows
     public: np.ndarray
     reserve: np.ndarray
+    test_domains: np.ndarray | None = None
     synthetic_from: int | None = None
 
     def counts(self, clients: np.ndarray | None = None) -> np.ndarray:
@@ -128,12 +130,18 @@ def split(data: ImageData, config: DataConfig) -> Split:
     rows = np.arange(len(data.labels))
     if config.max_samples is not None and config.max_samples < len(rows):
         rows = np.sort(rng.permutation(rows)[: config.max_samples])
+    public_from = _domains(data, config.public_domains)
     test_share = 0.0 if data.test_images is not None else config.test_fraction
     parts: dict[str, list[np.ndarray]] = {"clients": [], "public": [], "reserve": [], "test": []}
     for label in range(len(data.classes)):
         own = rng.permutation(rows[data.labels[rows] == label])
         tests = round(test_share * len(own))
-        publics = round(config.public_fraction * (len(own) - tests))
+        if public_from is None:
+            fit = len(own) - tests
+        else:  # those that may be public come first
+            may = np.isin(data.domains[own[tests:]], public_from)
+            own, fit = np.concatenate([own[:tests], own[tests:][may], own[tests:][~may]]), int(may.sum())
+        publics = round(config.public_fraction * fit)
         ends = np.cumsum([tests, publics, round(config.reserve_fraction * (len(own) - tests))])
         for name, chunk in zip(("test", "public", "reserve", "clients"), np.split(own, ends), strict=True):
             parts[name].append(chunk)
@@ -147,6 +155,17 @@ def split(data: ImageData, config: DataConfig) -> Split:
             "lower data.public_fraction, data.reserve_fraction and data.test_fraction, or raise data.max_samples"
         )
     return made
+
+
+def _domains(data: ImageData, names: list[str] | None) -> list[int] | None:
+    """Domains by number."""
+    if names is None:
+        return None
+    known = data.domain_names or []
+    unknown = sorted(set(names) - set(known))
+    if unknown or not names:
+        raise SettingError(f"data.public_domains is {names}, but the data's domains are {', '.join(known) or 'none'}")
+    return [known.index(name) for name in names]
 
 
 def prepare(config: DataConfig, seed: int) -> FederatedData:
@@ -176,10 +195,11 @@ def prepare(config: DataConfig, seed: int) -> FederatedData:
         owned = replace(local, indices=rows.clients[local.indices])
         train, held_out = _hold_out(owned, config.client_test_fraction, seed)
     if data.test_images is not None and data.test_labels is not None:
-        test_images, test_labels = data.test_images, data.test_labels
+        test_images, test_labels, domains = data.test_images, data.test_labels, data.test_domains
     else:
         test_images, test_labels = data.images[rows.test], data.labels[rows.test]
-    parts = train, held_out, rows.public, rows.reserve
+        domains = None if data.domains is None else data.domains[rows.test]
+    parts = train, held_out, rows.public, rows.reserve, domains
     return FederatedData(data, data.images, data.labels, test_images, test_labels, *parts)
 
 

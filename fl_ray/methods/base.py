@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from fl_ray.config import RunConfig
+from fl_ray.config import Component, RunConfig
 from fl_ray.context import RunContext
 from fl_ray.data.parts import FederatedData
 from fl_ray.devices.fleet import Fleet
@@ -15,7 +15,14 @@ from fl_ray.runtime.base import RoundResult
 from fl_ray.runtime.tasks import Evaluation, Task
 from fl_ray.synthesis import Synthesis
 
-__all__ = ["Method"]
+__all__ = ["Method", "require_counts"]
+
+
+def require_counts(**values: int | None) -> None:
+    """Refuse what is neither left out nor a whole number of at least one."""
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}, but it must be at least 1")
 
 
 class Method(ABC):
@@ -31,6 +38,9 @@ class Method(ABC):
         asynchronous: updates of clients that started from different versions may be averaged.
         starts_with_work: ``start`` takes so long that its result is kept before the first round.
         server_waits: what the server trains on begins when the clients are done, not beside them.
+        server_epochs: epochs that the server trains in a round, where it does; None: training.local_epochs.
+        own_models: what clients train where that is not the run's model: client k the one of number k modulo their
+            count. Needs ``individual``; the run's model is then the server's.
         proximal: mu of a term mu/2 ||w - start||^2 that is added to every client's loss.
     """
 
@@ -43,6 +53,8 @@ class Method(ABC):
     proximal: float = 0.0
     starts_with_work: bool = False
     server_waits: bool = False
+    server_epochs: int | None = None
+    own_models: tuple[Component, ...] = ()
 
     def equip(
         self, config: RunConfig, data: FederatedData, fleet: Fleet, synthesis: Synthesis | None
@@ -71,9 +83,10 @@ class Method(ABC):
         shares = np.full(len(cohort), 1 / max(len(cohort), 1)) if run.sampler.equal_shares else sizes / sizes.sum()
         return [Task(int(client), float(share)) for client, share in zip(cohort, shares, strict=True)]
 
-    def link_bytes(self, run: RunContext) -> tuple[int, int]:
-        """Bytes that a client receives and sends in a round."""
-        return (run.model_bytes, run.upload_bytes) if self.exchanges_weights else (0, 0)
+    def link_bytes(self, run: RunContext, cohort: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Bytes that each client of a cohort receives and sends in a round, int64 [cohort] each."""
+        down, up = (run.model_bytes, run.upload_bytes) if self.exchanges_weights else (0, 0)
+        return np.full(len(cohort), down), np.full(len(cohort), up)
 
     def before_training(self, run: RunContext, round_number: int, weights: np.ndarray, cohort: np.ndarray) -> None:
         """Begin what the server does while the clients train."""
@@ -89,13 +102,16 @@ class Method(ABC):
         """Samples times epochs that the server trained on in this round (for the virtual clock)."""
         return 0
 
+    def epochs_on_server(self, run: RunContext) -> int:
+        return self.server_epochs or run.config.training.local_epochs
+
     def train_loss(self, result: RoundResult) -> float:
         """The round's training loss in the history."""
         return result.train_loss
 
-    def evaluate(self, run: RunContext, weights: np.ndarray) -> Evaluation:
-        """The method's model (or models) on the global test images."""
-        return run.runtime.evaluate([weights])[0]
+    def evaluate(self, run: RunContext, weights: np.ndarray, images: Any = None) -> Evaluation:
+        """The method's model (or models) on the global test images, or on those of a handle of ``Runtime.put``."""
+        return run.runtime.evaluate([weights], images)[0]
 
     def client_models(self, run: RunContext, weights: np.ndarray) -> dict[int | None, np.ndarray]:
         """Which weights are tested on clients' held-out images: by client, or ``None`` for all clients."""
@@ -104,6 +120,10 @@ class Method(ABC):
     def models(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """What model.safetensors holds: flat weights by prefix of the tensors' names."""
         return {"": weights}
+
+    def uploaded(self) -> dict[int, np.ndarray]:
+        """Clients' own models that the run keeps in ``uploads``, by client."""
+        return {}
 
     def state(self) -> dict[str, np.ndarray]:
         """What a checkpoint must hold beside the weights."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fl_ray.aggregation import combine
+from fl_ray.allocation.categories import water_fill
 from fl_ray.allocation.cell import Cell
 from fl_ray.allocation.plan import Plan, make_plan
 from fl_ray.config import RunConfig
@@ -16,6 +17,7 @@ from fl_ray.context import RunContext
 from fl_ray.data.parts import FederatedData
 from fl_ray.devices.fleet import Fleet
 from fl_ray.errors import SettingError
+from fl_ray.methods.base import require_counts
 from fl_ray.methods.fimi import TFL
 from fl_ray.methods.reference import ServerOnly
 from fl_ray.planning import cell_of
@@ -37,13 +39,7 @@ def server_amounts(config: RunConfig, cell: Cell, images: int | None) -> np.ndar
                 f"allocation.error_max {config.allocation.error_max:g}); lower that, or give method.images"
             )
     classes = cell.class_counts.shape[1]
-    return np.full(classes, images // classes) + (np.arange(classes) < images % classes)
-
-
-def check_images(images: int | None, server_epochs: int | None) -> None:
-    for name, value in {"images": images, "server_epochs": server_epochs}.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}, but it must be at least 1")
+    return water_fill(np.zeros(classes, dtype=np.int64), images)
 
 
 class _Server(TFL):
@@ -59,7 +55,7 @@ class _Server(TFL):
 
     def __init__(self, images: int | None = None, server_epochs: int | None = None, replan_every: int = 0) -> None:
         super().__init__(None, replan_every)
-        check_images(images, server_epochs)
+        require_counts(images=images, server_epochs=server_epochs)
         self.images, self.server_epochs = images, server_epochs
 
     def make(self, config: RunConfig, cell: Cell) -> Plan:
@@ -73,13 +69,10 @@ class _Server(TFL):
         run.notes["synthetic_images"] = self._amounts.tolist()
 
     def _begin(self, run: RunContext, weights: np.ndarray, round_number: int) -> Pending:
-        return run.runtime.train_on_server(self._stored, weights, round_number, self._epochs(run))
-
-    def _epochs(self, run: RunContext) -> int:
-        return self.server_epochs or run.config.training.local_epochs
+        return run.runtime.train_on_server(self._stored, weights, round_number, self.epochs_on_server(run))
 
     def server_samples(self, run: RunContext, round_number: int) -> int:
-        return int(self._amounts.sum()) * self._epochs(run)
+        return int(self._amounts.sum()) * self.epochs_on_server(run)
 
 
 class SEMI(_Server):
@@ -122,7 +115,7 @@ class CLSD(ServerOnly):
 
     def __init__(self, images: int | None = None, server_epochs: int | None = None) -> None:
         super().__init__(server_epochs)
-        check_images(images, server_epochs)
+        require_counts(images=images)
         self.images = images
 
     def equip(

@@ -20,6 +20,7 @@ from fl_ray.allocation.categories import ClassChoice, class_amounts
 from fl_ray.context import RunContext
 from fl_ray.data.label_sharing import LabelSharing, SharedLabels
 from fl_ray.errors import SettingError
+from fl_ray.methods.base import require_counts
 from fl_ray.methods.fedavg import FedAvg
 from fl_ray.methods.kappa import KappaPolicy, kappa_by_accuracy, kappa_by_decay, kappa_by_emd, kappa_by_loss
 from fl_ray.runtime.base import Pending, RoundResult
@@ -82,8 +83,7 @@ class GenFL(FedAvg):
             raise ValueError(f"epsilon is {epsilon}, but it must be positive")
         if images_per_round < 1 or max_images < 1:
             raise ValueError(f"images_per_round ({images_per_round}) and max_images ({max_images}) must be positive")
-        if server_epochs is not None and server_epochs < 1:
-            raise ValueError(f"server_epochs is {server_epochs}, but it must be at least 1")
+        require_counts(server_epochs=server_epochs)
         self.kappa2, self.kappa_policy = kappa2, kappa_policy
         self.kappa_max, self.kappa_decay, self.kappa_floor = kappa_max, kappa_decay, kappa_floor
         self.class_choice, self.label_sharing, self.epsilon = class_choice, label_sharing, epsilon
@@ -136,14 +136,11 @@ class GenFL(FedAvg):
             self._made = self._made + class_amounts(self.class_choice, counts, self._made, amount)
             self._images = self._fetch(run)
         run.notes["synthetic_images"] = self._made.tolist()
-        self._pending = run.runtime.train_on_server(self._images, weights, round_number, self._epochs(run))
+        self._pending = run.runtime.train_on_server(self._images, weights, round_number, self.epochs_on_server(run))
 
     def _fetch(self, run: RunContext) -> object:
         with run.phases.phase("synthesis"):
             return run.runtime.put(*run.synthesis.images(self._made, run.config.seed))
-
-    def _epochs(self, run: RunContext) -> int:
-        return self.server_epochs or run.config.training.local_epochs
 
     def after_training(self, run: RunContext) -> None:
         if self._pending is not None:
@@ -180,7 +177,7 @@ class GenFL(FedAvg):
         return kappa_by_loss(clients.loss, augmented.loss)
 
     def server_samples(self, run: RunContext, round_number: int) -> int:
-        return int(self._made.sum()) * self._epochs(run) if self.uses_generator else 0
+        return int(self._made.sum()) * self.epochs_on_server(run) if self.uses_generator else 0
 
     def train_loss(self, result: RoundResult) -> float:
         return result.train_loss if self.trains_clients else self._augmented_loss

@@ -9,10 +9,11 @@ nothing, which the poster recommends where the skew is extreme.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from fl_ray.allocation.categories import water_fill
 from fl_ray.config import TrainingConfig
 from fl_ray.context import RunContext
 from fl_ray.data.label_sharing import SharedLabels
@@ -77,8 +78,7 @@ class GenFLPretrain(FedAvg):
             run.notes["label_sharing"] = labels.note()
         if not self.uses_generator:
             return weights
-        classes = run.data.num_classes
-        counts = np.full(classes, self.images // classes) + (np.arange(classes) < self.images % classes)
+        counts = water_fill(np.zeros(run.data.num_classes, dtype=np.int64), self.images)
         with run.phases.phase("synthesis"):
             handle = run.runtime.put(*run.synthesis.images(counts, run.config.seed))
         adam = TrainingConfig("adam", self.pretrain_lr, batch_size=self.pretrain_batch_size)
@@ -116,9 +116,9 @@ class GenFLPretrain(FedAvg):
         shares = (counts[:, present] / counts[:, present].sum(axis=0)).mean(axis=1)
         return [replace(task, share=float(share)) for task, share in zip(made, shares, strict=True)]
 
-    def evaluate(self, run: RunContext, weights: np.ndarray) -> Evaluation:
-        clean = super().evaluate(run, weights)
-        if self.protocol == "clean":
+    def evaluate(self, run: RunContext, weights: np.ndarray, images: Any = None) -> Evaluation:
+        clean = super().evaluate(run, weights, images)
+        if self.protocol == "clean" or images is not None:
             return clean
         run.notes["clean_accuracy"] = clean.accuracy
         run.notes.setdefault("clean_accuracies", []).append(clean.accuracy)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
 import numpy as np
 
 from fl_ray.context import RunContext
 from fl_ray.errors import SettingError
-from fl_ray.methods.base import Method
+from fl_ray.methods.base import Method, require_counts
 from fl_ray.runtime.base import Pending, RoundResult
 from fl_ray.runtime.tasks import Evaluation, Task
 
@@ -34,8 +35,9 @@ class LocalOnly(Method):
         self._own.update(result.weights)
         return weights
 
-    def evaluate(self, run: RunContext, weights: np.ndarray) -> Evaluation:
-        found = run.runtime.evaluate([self._own.get(client, weights) for client in range(run.config.data.clients)])
+    def evaluate(self, run: RunContext, weights: np.ndarray, images: Any = None) -> Evaluation:
+        own = [self._own.get(client, weights) for client in range(run.config.data.clients)]
+        found = run.runtime.evaluate(own, images)
         return Evaluation(
             sum(evaluation.correct for evaluation in found),
             sum(evaluation.loss_sum for evaluation in found),
@@ -67,8 +69,7 @@ class ServerOnly(Method):
     exchanges_weights = False
 
     def __init__(self, server_epochs: int | None = None) -> None:
-        if server_epochs is not None and server_epochs < 1:
-            raise ValueError(f"server_epochs is {server_epochs}, but it must be at least 1")
+        require_counts(server_epochs=server_epochs)
         self.server_epochs = server_epochs
         self._pending: Pending | None = None
         self._loss = float("nan")
@@ -83,10 +84,7 @@ class ServerOnly(Method):
         self._images = run.runtime.put(images, labels)
 
     def before_training(self, run: RunContext, round_number: int, weights: np.ndarray, cohort: np.ndarray) -> None:
-        self._pending = run.runtime.train_on_server(self._images, weights, round_number, self._epochs(run))
-
-    def _epochs(self, run: RunContext) -> int:
-        return self.server_epochs or run.config.training.local_epochs
+        self._pending = run.runtime.train_on_server(self._images, weights, round_number, self.epochs_on_server(run))
 
     def after_training(self, run: RunContext) -> None:
         self._trained, self._loss = self._pending.result()
@@ -95,7 +93,7 @@ class ServerOnly(Method):
         return self._trained
 
     def server_samples(self, run: RunContext, round_number: int) -> int:
-        return self._count * self._epochs(run)
+        return self._count * self.epochs_on_server(run)
 
     def train_loss(self, result: RoundResult) -> float:
         return self._loss

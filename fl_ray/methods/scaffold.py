@@ -64,9 +64,9 @@ class Scaffold(Method):
                     f"updates, which must be sums of plain SGD steps; set it to {told}, or use feddyn"
                 )
 
-    def link_bytes(self, run: RunContext) -> tuple[int, int]:
+    def link_bytes(self, run: RunContext, cohort: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The variates (of the parameters) travel beside the model, both ways."""
-        down, up = super().link_bytes(run)
+        down, up = super().link_bytes(run, cohort)
         variates = 4 * int(run.is_parameter.sum())
         return down + variates, up + variates
 

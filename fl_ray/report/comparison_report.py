@@ -12,7 +12,7 @@ from fl_ray.report import page as html
 from fl_ray.report.figures import accuracy_figure, save_svg
 from fl_ray.report.run_report import clients_section, partition_section, samples_section
 from fl_ray.run_folder import RunFolder
-from fl_ray.summary import CLIENT_RESULTS, METHOD_RESULTS, spread_text, target_key
+from fl_ray.summary import CLIENT_RESULTS, DOMAIN, METHOD_RESULTS, spread_text, target_key
 
 __all__ = ["comparison_report", "comparison_table", "markdown_table"]
 
@@ -27,6 +27,9 @@ def comparison_table(rows: Sequence[dict[str, Any]], targets: Sequence[float], b
     columns += ["own tests of clients [%]", "their worst tenth [%]"] if tested else []
     measured = {name: how for name, how in METHOD_RESULTS.items() if any(f"{name}_mean" in row for row in rows)}
     columns += [title for title, _ in measured.values()]
+    tested_on = [name for row in rows for name in row if name.startswith(DOMAIN) and name.endswith("_mean")]
+    domains = [name.removesuffix("_mean") for name in dict.fromkeys(tested_on)]
+    columns += [f"{name.removeprefix(DOMAIN)} [%]" for name in domains]
     for target in targets:
         percent = f"{target:.0%}"
         columns.append(f"rounds to {percent}")
@@ -39,6 +42,7 @@ def comparison_table(rows: Sequence[dict[str, Any]], targets: Sequence[float], b
         line += [spread_text(row, "final_accuracy", 2, 100), spread_text(row, "best_accuracy", 2, 100)]
         line += [spread_text(row, name, 2, 100) for name in CLIENT_RESULTS] if tested else []
         line += [spread_text(row, name, 2, scale) for name, (_, scale) in measured.items()]
+        line += [spread_text(row, name, 2, 100) for name in domains]
         for target in targets:
             key = target_key(target)
             hits = row[f"reached_{key}"]

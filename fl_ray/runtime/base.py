@@ -36,15 +36,19 @@ class Phases:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
+        self._inside = 0.0  # seconds of phases within the one that is open
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add the block's wall time to ``name``."""
-        start = time.perf_counter()
+        """Add the block's wall time to ``name``, less that of phases within it."""
+        start, before = time.perf_counter(), self._inside
+        self._inside = 0.0
         try:
             yield
         finally:
-            self.seconds[name] += time.perf_counter() - start
+            took = time.perf_counter() - start
+            self.seconds[name] += took - self._inside
+            self._inside = before + took
 
 
 @dataclass
@@ -134,8 +138,14 @@ class Runtime(ABC):
         clients: Sequence[int],
         part: ClientPart = "held_out",
     ) -> list[Evaluation | None]:
-        """Clients' models on their own images of a part (None where one has none); the key None is all clients'
-        model.
+        """Clients' models on their own images of a part (None where one has none); the key None is the global
+        model, for all clients.
+        """
+
+    @abstractmethod
+    def predict(self, models: Mapping[int, np.ndarray], images: Any = None) -> dict[int, np.ndarray]:
+        """Clients' own models' probabilities of the classes, float32 [N, classes] by client, on a handle's images or
+        on the global test images.
         """
 
     @abstractmethod
@@ -145,6 +155,10 @@ class Runtime(ABC):
     @abstractmethod
     def put(self, images: np.ndarray, labels: np.ndarray) -> Any:
         """A handle on images for ``train_on_server`` and ``evaluate``, so that they travel once."""
+
+    @abstractmethod
+    def labels_of(self, images: Any) -> np.ndarray:
+        """The labels of a handle of ``put``."""
 
     @abstractmethod
     def train_on_server(

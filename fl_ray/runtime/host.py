@@ -14,13 +14,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
 
 from fl_ray.aggregation import ExactSum
 from fl_ray.config import TrainingConfig
 from fl_ray.errors import FlRayError
-from fl_ray.model import WeightLayout, build_module, optimizer_settings
-from fl_ray.randomness import numpy_generator, seeded_torch
+from fl_ray.model import optimizer_settings
+from fl_ray.randomness import numpy_generator
 from fl_ray.runtime import memory
 from fl_ray.runtime.base import sum_evaluations
 from fl_ray.runtime.batched import BatchedClients, BatchedTraining
@@ -82,15 +81,8 @@ class ClientHost(HostTests):
         warnings.filterwarnings("ignore", message=".*NumPy array is not writable.*")
         self.job, self.data, self._fetch = job, data, fetch
         self.device = device or torch.device("cpu")
-        with seeded_torch(job.seed, "init"):  # buffers that are drawn and not sent must be those of all other hosts
-            self.module = build_module(job.model, job.shape, job.training).to(self.device)
-        self._shape = job.shape.unit() if getattr(self.module, "wants_unit_images", False) else job.shape
-        # Convolutions, and the pools behind them, are faster on channels that lie together.
-        self._format = torch.contiguous_format
-        if any(isinstance(part, nn.Conv2d) for part in self.module.modules()):
-            self._format = torch.channels_last
-            self.module.to(memory_format=self._format)
-        self.layout = WeightLayout(self.module)
+        self._residents = {}
+        self._take(0)
         self._updates = UpdateChain(job.updates, self.layout.is_parameter, job.seed)
         self._batched: BatchedTraining | None = None
         self._test: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -99,6 +91,7 @@ class ClientHost(HostTests):
     def train(self, tasks: Sequence[Task], weights: np.ndarray, settings: RoundSettings) -> PartialResult:
         """Train each task's client from ``weights`` (or its own start)."""
         began = time.time()
+        self._take(0)
         total = None if settings.individual else ExactSum(self.layout.size)
         result = PartialResult(None)
         at_once = self.most_together() if settings.path == "batched" else 1
@@ -214,6 +207,7 @@ class ClientHost(HostTests):
     def train_one(self, task: Task, start: torch.Tensor, settings: RoundSettings) -> _Outcome:
         """One client by itself, from ``start`` [size]."""
         started = time.time()
+        self._take(self.job.model_of(task.client))
         rows = self.rows(task, settings)
         if len(rows) == 1 and has_batch_norm(self.module):
             return _Outcome(task, started, left_out=_ONE_SAMPLE)
@@ -318,7 +312,7 @@ class ClientHost(HostTests):
         training: TrainingConfig | None = None,
     ) -> tuple[np.ndarray, float]:
         """Train from ``weights`` on the server's images; the new weights and the mean loss."""
-        self.layout.write(torch.from_numpy(weights))
+        self._load(weights)
         x = self._shape.normalise(images, self.device)
         y = torch.from_numpy(labels).to(self.device)
         key = (self.job.seed, "server", round_number, 0)
@@ -347,7 +341,7 @@ class ClientHost(HostTests):
             if protocol == "clean":
                 self.module.train()
 
-        self.layout.write(torch.from_numpy(weights))
+        self._load(weights)
         x, y = self._shape.normalise(images, self.device), torch.from_numpy(labels).to(self.device)
         key = (self.job.seed, "score", 0, 0)
         with self._optimised_by(training):

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional
 
-from fl_ray.model import ImageShape, WeightLayout
 from fl_ray.runtime.base import sum_evaluations
-from fl_ray.runtime.tasks import EVALUATION_BLOCK, Evaluation, JobData
+from fl_ray.runtime.resident import Resident, make_resident
+from fl_ray.runtime.tasks import EVALUATION_BLOCK, Evaluation, Job, JobData
 
 __all__ = ["HostTests"]
 
@@ -21,13 +20,23 @@ GRADIENT_BLOCK = 256  # images at a time; a whole client's activations may not f
 class HostTests:
     """The part of ``ClientHost`` that trains nothing; who inherits sets these attributes."""
 
-    module: nn.Module
-    layout: WeightLayout
+    job: Job
     data: JobData
     device: torch.device
-    _shape: ImageShape
-    _format: torch.memory_format
+    _residents: dict[int, Resident]
     _test: dict[int, tuple[torch.Tensor, torch.Tensor]]
+
+    def _take(self, model: int) -> None:
+        """Work with a model of the job's from now on; it is built when it is first needed."""
+        if model not in self._residents:
+            self._residents[model] = make_resident(self.job, self.job.models[model], self.device)
+        taken = self._residents[model]
+        self.module, self.layout, self._shape, self._format = taken.module, taken.layout, taken.shape, taken.format
+
+    def _load(self, weights: np.ndarray, model: int = 0) -> None:
+        """Take a model and give it these weights."""
+        self._take(model)
+        self.layout.write(torch.from_numpy(weights))
 
     def _inputs(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         x = self._shape.normalise(self.data.images[rows], self.device)
@@ -35,7 +44,7 @@ class HostTests:
 
     def evaluate_test(self, weights: np.ndarray, blocks: list[int]) -> list[Evaluation]:
         """Evaluate on blocks of the global test images."""
-        self.layout.write(torch.from_numpy(weights))
+        self._load(weights)
         return [self._evaluate(*self._test_block(block)) for block in blocks]
 
     def _test_block(self, block: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -50,13 +59,33 @@ class HostTests:
 
     def evaluate_on(self, images: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> Evaluation:
         """Evaluate on images that are no part of the run's own."""
-        self.layout.write(torch.from_numpy(weights))
+        self._load(weights)
         blocks = range(-(-len(labels) // EVALUATION_BLOCK))
         return sum_evaluations([self._evaluate(*self._block(images, labels, block)) for block in blocks])
 
-    def evaluate_clients(self, weights: np.ndarray, clients: list[int], part: str) -> list[Evaluation | None]:
-        """Evaluate on each client's own images of a part (``held_out`` or ``partition``); None where it has none."""
-        self.layout.write(torch.from_numpy(weights))
+    def predict(self, weights: np.ndarray, client: int, images: np.ndarray | None = None) -> np.ndarray:
+        """A client's model's probabilities of the classes, float32 [N, classes], on uint8 ``images`` [N, C, H, W].
+
+        Default: the global test images.
+        """
+        self._load(weights, self.job.model_of(client))
+        self.module.eval()
+        images = self.data.test_images if images is None else images
+        found = []
+        with torch.no_grad():
+            for start in range(0, len(images), EVALUATION_BLOCK):
+                x = self._shape.normalise(images[start : start + EVALUATION_BLOCK], self.device)
+                found.append(self.module(x.contiguous(memory_format=self._format)).float().softmax(dim=1).cpu())
+        return torch.cat(found).numpy()
+
+    def evaluate_clients(
+        self, weights: np.ndarray, clients: list[int], part: str, own: bool = False
+    ) -> list[Evaluation | None]:
+        """Evaluate on each client's own images of a part (``held_out`` or ``partition``); None where it has none.
+
+        ``own``: the weights are a client's, of the model that it trains.
+        """
+        self._load(weights, self.job.model_of(clients[0]) if own else 0)
         found: list[Evaluation | None] = []
         for client in clients:
             rows = getattr(self.data, part).of(client)
@@ -69,7 +98,7 @@ class HostTests:
 
     def gradient(self, weights: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Of the mean cross-entropy on ``rows`` of the images, in evaluation mode: float32 [parameters]."""
-        self.layout.write(torch.from_numpy(weights))
+        self._load(weights)
         self.module.eval()
         parameters = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         total = [torch.zeros_like(parameter) for parameter in parameters]

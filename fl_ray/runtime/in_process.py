@@ -65,13 +65,22 @@ class InProcessRuntime(Runtime):
     ) -> list[Evaluation | None]:
         if None in models:
             return self.host.evaluate_clients(models[None], list(clients), part)
-        return [self.host.evaluate_clients(models[client], [client], part)[0] for client in clients]
+        return [self.host.evaluate_clients(models[client], [client], part, True)[0] for client in clients]
+
+    def predict(
+        self, models: Mapping[int, np.ndarray], images: tuple[np.ndarray, np.ndarray] | None = None
+    ) -> dict[int, np.ndarray]:
+        shown = None if images is None else images[0]
+        return {client: self.host.predict(weights, client, shown) for client, weights in models.items()}
 
     def gradient_cosines(self, weights: np.ndarray, clients: Sequence[int], rows: np.ndarray) -> list[float]:
         return self.host.gradient_cosines(weights, list(clients), self.host.gradient(weights, rows))
 
     def put(self, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return images, labels
+
+    def labels_of(self, images: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        return images[1]
 
     def train_on_server(
         self,

@@ -359,10 +359,21 @@ class RayRuntime(Runtime):
             groups = [[clients[place] for place in run] for run in _runs(len(clients), len(live))]
             jobs = [(stored, group, part) for group in groups]
         else:
-            jobs = [(self.hold(models[client]), [client], part) for client in clients]
+            jobs = [(self.hold(models[client]), [client], part, True) for client in clients]
         slots = itertools.cycle(live)
         answers = self._run([_Call(slot, "evaluate_clients", job) for slot, job in zip(slots, jobs, strict=False)])
         return [evaluation for found in answers for evaluation in found]
+
+    def predict(
+        self, models: Mapping[int, np.ndarray], images: tuple[ray.ObjectRef, ray.ObjectRef] | None = None
+    ) -> dict[int, np.ndarray]:
+        shown = None if images is None else images[0]
+        slots = itertools.cycle(self._live())
+        calls = [
+            _Call(slot, "predict", (self.hold(weights), client, shown))
+            for slot, (client, weights) in zip(slots, models.items(), strict=False)
+        ]
+        return dict(zip(models, self._run(calls), strict=True))
 
     def gradient_cosines(self, weights: np.ndarray, clients: Sequence[int], rows: np.ndarray) -> list[float]:
         live, stored = self._live(), self.hold(weights)
@@ -375,6 +386,9 @@ class RayRuntime(Runtime):
 
     def put(self, images: np.ndarray, labels: np.ndarray) -> tuple[ray.ObjectRef, ray.ObjectRef]:
         return ray.put(images), ray.put(labels)
+
+    def labels_of(self, images: tuple[ray.ObjectRef, ray.ObjectRef]) -> np.ndarray:
+        return ray.get(images[1])
 
     def train_on_server(
         self,

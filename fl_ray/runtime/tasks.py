@@ -46,6 +46,17 @@ class Job:
     threads: int
     updates: tuple[Component, ...] = ()
     """Post-processors of every client's update, in order."""
+    client_models: tuple[Component, ...] = ()
+    """What clients train where that is not ``model``: client k the one of number k modulo their count."""
+
+    def model_of(self, client: int) -> int:
+        """Which model a client trains: 0 is ``model``, then come ``client_models``."""
+        return 1 + client % len(self.client_models) if self.client_models else 0
+
+    @property
+    def models(self) -> tuple[Component, ...]:
+        """All models, by the numbers of ``model_of``."""
+        return (self.model, *self.client_models)
 
 
 @dataclass(frozen=True)

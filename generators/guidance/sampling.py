@@ -18,9 +18,14 @@ __all__ = ["Denoiser", "GuidanceSettings", "GuidedSampler", "clean_estimate"]
 
 
 class Denoiser(Protocol):
-    """A diffusion model: what it predicts, what its samples look like, and how it steps."""
+    """A diffusion model: what it predicts, what its samples look like, and how it steps.
+
+    Attributes:
+        shape: (c, h, w) of a sample.
+    """
 
     scheduler: object
+    shape: tuple[int, int, int]
 
     def predict(self, s: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """The noise in ``s`` at step ``t``, classifier-free guidance included; [N, c, h, w]."""
@@ -70,13 +75,14 @@ class GuidedSampler:
 
     Attributes:
         losses: the guide's mean loss at each step of the last call, edits first.
-        not_finite: images of the last call whose gradient was not finite at some step; that step was left out for them.
+        broken: bool [N], images of the last call whose gradient was not finite at some step; that step was left out for
+            them.
     """
 
     def __init__(self, model: Denoiser, guide: ClassifierGuide, settings: GuidanceSettings) -> None:
         self.model, self.guide, self.settings = model, guide, settings
         self.losses: list[float] = []
-        self.not_finite = 0
+        self.broken = torch.zeros(0, dtype=torch.bool)
         scheduler = model.scheduler
         if settings.recurrence > 1 and getattr(scheduler.config, "solver_order", 1) > 1:
             raise ValueError("recurrence above 1 needs a scheduler of one step: take ddim or ddpm")
@@ -90,7 +96,7 @@ class GuidedSampler:
             generator: of the noise that the scheduler draws, on the CPU.
         """
         settings, scheduler = self.settings, self.model.scheduler
-        self.losses, self._broken = [], torch.zeros(len(noise), dtype=torch.bool, device=noise.device)
+        self.losses, self.broken = [], torch.zeros(len(noise), dtype=torch.bool, device=noise.device)
         scheduler.set_timesteps(settings.steps, device=noise.device)
         first, s = scheduler.timesteps[0], noise
         for _ in range(settings.edits):
@@ -107,7 +113,6 @@ class GuidedSampler:
                 before = self._denoise(s, t, self._predict(s, t, labels) + moved, generator)
                 last = turn + 1 == settings.recurrence
                 s = before if last else self._noised(before, number, generator)
-        self.not_finite = int(self._broken.sum())
         with torch.no_grad():
             return self.model.decode(s).clamp(0, 1)
 
@@ -117,7 +122,7 @@ class GuidedSampler:
             return torch.zeros((), device=s.device)
         gradient, clean = self.gradient(s, t, labels, with_classes)
         finite = gradient.flatten(1).isfinite().all(dim=1)
-        self._broken |= ~finite
+        self.broken |= ~finite
         gradient = torch.where(finite[:, None, None, None], gradient, 0.0)
         if self.settings.step_rule == "fixed":
             return self.settings.eta * gradient

@@ -30,7 +30,19 @@ PLANNED = {  # a cell of which FIMI's family can make a plan
     },
     "allocation": {"t_max_s": 40, "error_max": 0.8, "d_gen_max": 100},
 }
+ONE_SHOT = {
+    "rounds": 1,
+    "clients_per_round": None,
+    "method__server_batch_size": 32,
+    "method__server_epochs": 2,
+    "method__client_models": [{"name": "mlp", "hidden": [8]}, {"name": "small_cnn", "width": 2, "batch_norm": True}],
+}
+GUIDED = {"with_generator": True, "method__images_per_class": 3, "method__block_size": 3, "method__edits": 1}
 OWN = {  # settings without which a method refuses a cohort of three
+    "fedlmg": {**ONE_SHOT, **GUIDED},
+    "feddf": ONE_SHOT,
+    "ensemble": {name: value for name, value in ONE_SHOT.items() if "server" not in name},
+    "prompts_only": {"with_generator": True, "method__images_per_class": 5},
     "fimi": PLANNED,
     "tfl": PLANNED,
     "hdc": PLANNED,
@@ -102,7 +114,7 @@ def test_every_method_leaves_its_files(run_small: Run, method: str) -> None:
     for name in ("config.yaml", "history.csv", "summary.json", "model.safetensors", "report.html", "partition.json"):
         assert (experiment.folder / name).stat().st_size > 0, name
     history = experiment.folder.history()
-    assert [row["round"] for row in history] == [1, 2, 3]
+    assert [row["round"] for row in history] == list(range(1, experiment.config.rounds + 1))
     assert list(history[0]) == list(HISTORY_COLUMNS)
     assert summary["final_accuracy"] == history[-1]["test_accuracy"]
     assert set(summary["wall_s"]) == {"start", "synthesis", "dispatch", "train", "aggregate", "evaluate", "log"}
@@ -118,7 +130,10 @@ def test_every_partitioner_trains(run_small: Run, partition: str) -> None:
 
 @pytest.mark.parametrize("model", REGISTRY["model"])
 def test_every_model_trains(run_small: Run, model: str) -> None:
-    small = {"resnet18": {"model__width": 8}, "vgg9": {"model__width": 4}}
+    larger = {"data__name": "random", "data__size": 32, "data__samples": 120, "model__width": 0.25}
+    small = {name: larger for name in ("mobilenet_v2", "mobilenet_v3_small")}
+    small |= {"shufflenet_v2": {**larger, "model__width": 0.5}, "vgg16": {**larger, "model__width": 8}}
+    small |= {"resnet18": {"model__width": 8}, "resnet34": {"model__width": 4}, "vgg9": {"model__width": 4}}
     small["cvae"] = {"training__optimizer": "adam", "training__lr": 1e-3}
     experiment, _ = run_small(model__name=model, rounds=1, training__batch_size=16, **small.get(model, {}))
     row = experiment.folder.history()[0]

@@ -104,3 +104,25 @@ def test_files_that_are_no_recipes(tmp_path: Path, text: str | bytes, match: str
         load_recipe(path)
     with pytest.raises(SettingError, match="No such file"):
         load_recipe(tmp_path / "none.yaml")
+
+
+def test_a_recipe_extends_another(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(
+        "name: base\ndata: {name: digits, clients: 4}\nmethod: {name: fedprox, mu: 0.5}\nrounds: 3\n"
+        "compare: [{label: a}]\n"
+    )
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "own.yaml").write_text(
+        "extends: ../base.yaml\nname: own\nmethod: {mu: 0.1}\ncompare: [{label: b, rounds: 2}]\n"
+    )
+    found = load_recipe(tmp_path / "deep" / "own.yaml")
+    assert found == {
+        "name": "own",
+        "data": {"name": "digits", "clients": 4},
+        "method": {"name": "fedprox", "mu": 0.1},
+        "rounds": 3,
+        "compare": [{"label": "b", "rounds": 2}],
+    }
+    (tmp_path / "lost.yaml").write_text("extends: nowhere.yaml\n")
+    with pytest.raises(SettingError, match=r"nowhere\.yaml: No such file"):
+        load_recipe(tmp_path / "lost.yaml")

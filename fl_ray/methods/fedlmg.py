@@ -1,0 +1,191 @@
+"""FedLMG (arXiv 2311.08870, ICML 2025): one round; the clients' classifiers guide the server's diffusion model.
+
+Each client k trains a classifier F_k to the end and sends it once, with its batch norm statistics. For each client and
+class the server samples images x under L_CE + lambda L_BN of F_k (``generators.guidance``) and trains its own model F:
+
+    fine_tune         CE(F(x), y)
+    multi_teacher     CE + H(mean_k softmax F_k(x), softmax F(x))
+    specific_teacher  CE + H(softmax F_k(x)(x), softmax F(x)), the teacher being the client that guided x
+
+H is a cross-entropy, linear in its first argument, so each is one cross-entropy against y + the teacher's distribution.
+Our reconstruction: which classes a client guides (those it has), and what a teacher says of classes it has never seen.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+
+from fl_ray.context import RunContext
+from fl_ray.guides import keep_upload
+from fl_ray.methods.base import require_counts
+from fl_ray.methods.one_shot import OneShot
+from fl_ray.methods.reference import ServerOnly
+from fl_ray.model import ImageShape
+from fl_ray.runtime.base import RoundResult
+from generators.guidance.losses import Statistics
+from generators.guidance.sampling import GuidanceSettings
+
+__all__ = ["FedLMG", "PromptsOnly", "teachers"]
+
+
+def teachers(probabilities: np.ndarray, known: np.ndarray, guided_by: np.ndarray | None) -> np.ndarray:
+    """What the teachers say of each image, float32 [N, classes]; rows sum to 1.
+
+    A class that a teacher has never seen is masked and the rest renormalised; the mean over several teachers is, for
+    each class, over those that know it (our reconstruction; the paper's third open question).
+
+    Args:
+        probabilities: [teachers, N, classes].
+        known: bool [teachers, classes]; every class is known to one.
+        guided_by: int [N], each image's one teacher; None: the mean of all.
+    """
+    if guided_by is None:
+        masked = probabilities * known[:, None, :]
+        mean = masked.sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    else:
+        mean = probabilities[guided_by, np.arange(probabilities.shape[1])] * known[guided_by]
+    total = mean.sum(axis=1, keepdims=True)
+    return (mean / np.maximum(total, 1e-12)).astype(np.float32)
+
+
+class FedLMG(OneShot):
+    """FedLMG.
+
+    Args:
+        aggregation: ``fine_tune``, ``multi_teacher`` or ``specific_teacher``.
+        images_per_class: of each client and class that it has.
+        edits: M, steps of noise editing; with ``edit_with`` ``norms`` by L_BN alone (the released code).
+        eta: step of the guidance; with ``step_rule`` ``rms`` relative to the image (our option).
+        norm_weight: lambda of L_BN.
+        form: ``shift`` (FedLMG) or ``epsilon`` (our option, ``recurrence`` times a step).
+        statistics: L_BN over an ``image``'s places, as the released code has it, or over the ``batch`` of a block.
+        renormalise: give the edited noise its norm back (our option).
+        block_size: images made together.
+        client_models, server_lr, server_momentum, server_weight_decay, server_batch_size, server_epochs: see
+            ``OneShot``. The generator's ``steps`` and ``guidance`` are those of its sampling.
+    """
+
+    uses_generator = True
+
+    def __init__(
+        self,
+        aggregation: Literal["fine_tune", "multi_teacher", "specific_teacher"] = "specific_teacher",
+        images_per_class: int = 30,
+        edits: int = 10,
+        eta: float = 1.0,
+        norm_weight: float = 0.1,
+        edit_with: Literal["all", "norms"] = "all",
+        step_rule: Literal["fixed", "rms"] = "fixed",
+        form: Literal["shift", "epsilon"] = "shift",
+        recurrence: int = 1,
+        statistics: Statistics = "image",
+        renormalise: bool = False,
+        block_size: int = 10,
+        client_models: list[Any] | None = None,
+        server_lr: float = 0.005,
+        server_momentum: float = 0.9,
+        server_weight_decay: float = 1e-5,
+        server_batch_size: int = 256,
+        server_epochs: int = 20,
+    ) -> None:
+        super().__init__(
+            client_models, server_lr, server_momentum, server_weight_decay, server_batch_size, server_epochs
+        )
+        require_counts(images_per_class=images_per_class, block_size=block_size)
+        if norm_weight < 0:
+            raise ValueError(f"norm_weight is {norm_weight}, but it must be at least 0")
+        self.aggregation, self.images_per_class, self.block_size = aggregation, images_per_class, block_size
+        self.norm_weight, self.statistics = norm_weight, statistics
+        self.guidance = GuidanceSettings(
+            edits=edits,
+            eta=eta,
+            edit_with=edit_with,
+            step_rule=step_rule,
+            form=form,
+            recurrence=recurrence,
+            renormalise=renormalise,
+        )
+
+    def setup(self, run: RunContext) -> None:
+        super().setup(run)
+        run.synthesis.check_guidable()
+
+    def learn(self, run: RunContext, weights: np.ndarray, result: RoundResult) -> np.ndarray:
+        clients, classes = list(self.uploads), run.data.num_classes
+        known = run.data.counts(np.array(clients)) > 0
+        images, labels, guided_by = self._synthesise(run, clients, known)
+        given = run.runtime.predict(self.uploads, run.runtime.put(images, labels))
+        probabilities = np.stack([given[client] for client in clients])
+        self._note(run, probabilities, labels, guided_by, known)
+        targets = np.eye(classes, dtype=np.float32)[labels]
+        if self.aggregation != "fine_tune":
+            teacher = guided_by if self.aggregation == "specific_teacher" else None
+            targets += teachers(probabilities, known, teacher)
+        return self.train(run, weights, images, targets)
+
+    def _synthesise(
+        self, run: RunContext, clients: list[int], known: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Images, their classes, and the place in ``clients`` of who guided each."""
+        shape, folder = ImageShape.of(run.data.source), run.synthesis.folder / "guides"
+        models = self.own_models or (run.config.model,)
+        guides = [
+            keep_upload(
+                folder, self.uploads[client], models[client % len(models)], shape, self.norm_weight, self.statistics
+            )
+            for client in clients
+        ]
+        guided = run.synthesis.guided(guides, self.guidance, self.block_size)
+        try:
+            with run.phases.phase("synthesis"):
+                wanted = np.where(known, self.images_per_class, 0)
+                images, jobs = guided.images(wanted.ravel(), run.config.seed)
+            counted = guided.counted()
+            blocks = max(1, counted.get("blocks", 0))
+            counted |= {name: counted[name] / blocks for name in ("loss_first", "loss_last") if name in counted}
+            run.notes["guided_synthesis"] = {**guided.report(), **counted}
+        finally:
+            guided.close()
+        guided_by, labels = np.divmod(jobs, known.shape[1])
+        return images, labels, guided_by
+
+    def _note(
+        self,
+        run: RunContext,
+        probabilities: np.ndarray,
+        labels: np.ndarray,
+        guided_by: np.ndarray,
+        known: np.ndarray,
+    ) -> None:
+        """How many of the images are what they should be, by who guided them and by the others that know the class."""
+        right = probabilities.argmax(axis=2) == labels
+        own = np.arange(len(known))[:, None] == guided_by
+        others = ~own & known[:, labels]
+        run.notes["synthetic_images"] = np.bincount(labels, minlength=known.shape[1]).tolist()
+        run.notes["guided_accuracy"] = {
+            "own_classifier": float(right[own].mean()),
+            "other_classifiers": float(right[others].mean()) if others.any() else None,
+        }
+
+
+class PromptsOnly(ServerOnly):
+    """The server's model trained on its generator's images of each class, with no client's guidance.
+
+    Args:
+        images_per_class: in all; FedLMG has so many for each client.
+        server_epochs: default: training.local_epochs.
+    """
+
+    uses_generator = True
+
+    def __init__(self, images_per_class: int = 180, server_epochs: int | None = None) -> None:
+        super().__init__(server_epochs)
+        require_counts(images_per_class=images_per_class)
+        self.images_per_class = images_per_class
+
+    def own_images(self, run: RunContext) -> tuple[np.ndarray, np.ndarray]:
+        wanted = np.full(run.data.num_classes, self.images_per_class)
+        with run.phases.phase("synthesis"):
+            return run.synthesis.images(wanted, run.config.seed)

@@ -1,0 +1,176 @@
+"""One round: every client trains a classifier of its own to the end and sends it once. What the server makes of them
+is up to the method; here are FedDF and the clients' ensemble, the others stand in files of their own.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, Literal
+
+import numpy as np
+
+from fl_ray.config import TrainingConfig
+from fl_ray.context import RunContext
+from fl_ray.errors import SettingError
+from fl_ray.methods.base import Method, require_counts
+from fl_ray.model import ImageShape, initial_weights
+from fl_ray.recipes import make_component
+from fl_ray.runtime.base import RoundResult
+from fl_ray.runtime.tasks import Evaluation, Task
+
+__all__ = ["Ensemble", "FedDF", "OneShot"]
+
+
+class OneShot(Method):
+    """What one-shot methods share: clients' own architectures, their uploads, and how the server trains.
+
+    Args:
+        client_models: a model each (a name, or a mapping with its settings), by client number, begun again where there
+            are more clients; default: all train the recipe's ``model``, which otherwise is the server's alone.
+        server_lr, server_momentum, server_weight_decay, server_batch_size: the server's SGD (FedLMG's values).
+        server_epochs: of the server's training.
+    """
+
+    needs = "individual"
+    server_waits = True
+
+    def __init__(
+        self,
+        client_models: list[Any] | None = None,
+        server_lr: float = 0.005,
+        server_momentum: float = 0.9,
+        server_weight_decay: float = 1e-5,
+        server_batch_size: int = 256,
+        server_epochs: int = 20,
+    ) -> None:
+        require_counts(server_epochs=server_epochs)
+        chosen = [{"name": each} if isinstance(each, str) else dict(each) for each in client_models or []]
+        self.own_models = tuple(make_component("model", each) for each in chosen)
+        self.server_epochs = server_epochs
+        self.server_training = TrainingConfig("sgd", server_lr, server_momentum, server_weight_decay, server_batch_size)
+        self.uploads: dict[int, np.ndarray] = {}
+
+    def setup(self, run: RunContext) -> None:
+        config = run.config
+        if config.rounds != 1:
+            raise SettingError(f"rounds is {config.rounds}, but method {config.method.name} has one round; set it to 1")
+        if config.cohort_size != config.data.clients:
+            raise SettingError(
+                f"clients_per_round is {config.cohort_size}, but in the one round of {config.method.name} all "
+                f"{config.data.clients} clients take part; leave it out"
+            )
+        if self.own_models and config.updates:
+            raise SettingError("updates: clients with models of their own send them whole; leave updates out")
+        shape = ImageShape.of(run.data.source)
+        self._starts = [initial_weights(model, shape, config.training, config.seed) for model in self.own_models]
+
+    def tasks(self, run: RunContext, round_number: int, cohort: np.ndarray) -> list[Task]:
+        made = super().tasks(run, round_number, cohort)
+        if not self.own_models:
+            return made
+        held = [run.runtime.hold(start) for start in self._starts]
+        return [Task(task.client, task.share, start=held[task.client % len(held)]) for task in made]
+
+    def link_bytes(self, run: RunContext, cohort: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Nothing goes down; a client sends its own classifier, running statistics and all, in fp32."""
+        if not self.own_models:
+            return np.zeros(len(cohort), dtype=np.int64), super().link_bytes(run, cohort)[1]
+        sizes = np.array([4 * len(start) for start in self._starts])
+        return np.zeros(len(cohort), dtype=np.int64), sizes[cohort % len(sizes)]
+
+    def aggregate(self, run: RunContext, round_number: int, weights: np.ndarray, result: RoundResult) -> np.ndarray:
+        self.uploads = dict(sorted(result.weights.items()))
+        if not self.uploads:
+            raise SettingError("no client's classifier came in, so the server has nothing to learn from")
+        return self.learn(run, weights, result)
+
+    @abstractmethod
+    def learn(self, run: RunContext, weights: np.ndarray, result: RoundResult) -> np.ndarray:
+        """The server's model, of ``self.uploads``; ``weights`` are where it starts."""
+
+    def train(self, run: RunContext, weights: np.ndarray, images: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Train the server's model with cross-entropy against ``targets``, float32 [N, classes] or int64 [N]."""
+        self._samples = len(images)
+        handle = run.runtime.put(images, targets)
+        training = self.server_training
+        trained, _ = run.runtime.train_on_server(handle, weights, 0, self.server_epochs, training).result()
+        return trained
+
+    def server_samples(self, run: RunContext, round_number: int) -> int:
+        return getattr(self, "_samples", 0) * self.server_epochs
+
+    def uploaded(self) -> dict[int, np.ndarray]:
+        return self.uploads
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {str(client): weights for client, weights in self.uploads.items()}
+
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
+        self.uploads = {int(client): weights for client, weights in state.items()}
+
+
+class Ensemble(OneShot):
+    """The clients' classifiers side by side: the mean of their probabilities decides. No model comes of it."""
+
+    def __init__(self, client_models: list[Any] | None = None) -> None:
+        super().__init__(client_models)
+
+    def learn(self, run: RunContext, weights: np.ndarray, result: RoundResult) -> np.ndarray:
+        return weights
+
+    def evaluate(self, run: RunContext, weights: np.ndarray, images: Any = None) -> Evaluation:
+        mean = np.mean(list(run.runtime.predict(self.uploads, images).values()), axis=0)
+        labels = run.data.test_labels if images is None else run.runtime.labels_of(images)
+        right = mean[np.arange(len(labels)), labels].astype(np.float64)
+        correct = int((mean.argmax(axis=1) == labels).sum())
+        return Evaluation(correct, float(-np.log(np.maximum(right, 1e-12)).sum()), len(labels))
+
+    def models(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        return {}
+
+
+class FedDF(OneShot):
+    """FedDF (arXiv 2006.07242), once: the server's model is distilled from the mean of the clients' logits.
+
+    Where all clients have the server's architecture it starts from their average, as in the paper; otherwise afresh.
+
+    Args:
+        distil_on: ``public`` images (their labels are not used), or ``synthetic`` ones of the recipe's generator.
+        images_per_class: of the synthetic ones.
+        client_models, server_lr, server_momentum, server_weight_decay, server_batch_size, server_epochs: see
+            ``OneShot``.
+    """
+
+    def __init__(
+        self,
+        distil_on: Literal["public", "synthetic"] = "public",
+        images_per_class: int = 180,
+        client_models: list[Any] | None = None,
+        server_lr: float = 0.005,
+        server_momentum: float = 0.9,
+        server_weight_decay: float = 1e-5,
+        server_batch_size: int = 256,
+        server_epochs: int = 20,
+    ) -> None:
+        super().__init__(
+            client_models, server_lr, server_momentum, server_weight_decay, server_batch_size, server_epochs
+        )
+        require_counts(images_per_class=images_per_class)
+        self.distil_on, self.images_per_class = distil_on, images_per_class
+        self.uses_generator = distil_on == "synthetic"
+
+    def learn(self, run: RunContext, weights: np.ndarray, result: RoundResult) -> np.ndarray:
+        if self.distil_on == "synthetic":
+            with run.phases.phase("synthesis"):
+                wanted = np.full(run.data.num_classes, self.images_per_class)
+                images, labels = run.synthesis.images(wanted, run.config.seed)
+        else:
+            images, labels = run.data.public_images, run.data.public_labels
+        if len(images) == 0:
+            raise SettingError("feddf: data.public_fraction is 0, so there are no public images; raise it")
+        given = run.runtime.predict(self.uploads, run.runtime.put(images, labels))
+        # The mean of logits is that of log-probabilities but for a constant of each model and image.
+        logits = np.mean([np.log(np.maximum(each, 1e-12)) for each in given.values()], axis=0)
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        targets = (odds / odds.sum(axis=1, keepdims=True)).astype(np.float32)
+        return self.train(run, weights if self.own_models else result.average(), images, targets)

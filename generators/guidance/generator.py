@@ -1,0 +1,116 @@
+"""Images guided by classifiers (FedLMG, arXiv 2311.08870), as a generator: classifier and class in, images out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from generators.base import Block, Generator, Sampler, TrainingImages, block_seed, image_seeds, require_positive
+from generators.guidance.losses import ClassifierGuide
+from generators.guidance.sampling import Denoiser, GuidanceSettings, GuidedSampler
+from generators.pipelines import to_pixels
+
+__all__ = ["GuideSource", "GuidedGenerator"]
+
+_SMALLER_STEPS = 3  # halvings of eta for an image whose gradient is not finite
+
+
+class GuideSource(Protocol):
+    """A classifier that can be loaded where images are made."""
+
+    def key(self) -> dict[str, Any]:
+        """What decides its gradients (JSON values): its weights' hash and its part of the losses."""
+
+    def load(self, device: torch.device) -> ClassifierGuide:
+        """The classifier on a device."""
+
+
+class GuidedGenerator(Generator):
+    """The diffusion model of another generator, guided. Label ``g * classes + c`` is class c under guide g.
+
+    An image's starting noise is fixed by (seed, guide, class, index). Noise that the scheduler draws, and the losses
+    under ``batch`` statistics, are those of its block.
+
+    Args:
+        inner: the generator; its ``denoiser`` is what samples.
+        guides: one for each client.
+        classes: of the data set.
+        shape: [C, H, W] of the images wanted.
+        settings: of the guidance, its steps those of the inner generator.
+        block_size: images made together, all of one guide and class.
+    """
+
+    def __init__(
+        self,
+        inner: Generator,
+        guides: Sequence[GuideSource],
+        classes: int,
+        shape: tuple[int, int, int],
+        settings: GuidanceSettings,
+        block_size: int,
+    ) -> None:
+        require_positive(block_size=block_size)
+        self.inner, self.guides, self.classes, self.shape = inner, list(guides), classes, shape
+        self.settings, self.block_size = settings, block_size
+        self.learns_from, self.more_from = inner.learns_from, inner.more_from
+
+    def training_settings(self) -> dict[str, Any]:
+        return self.inner.training_settings()
+
+    def sampling_settings(self) -> dict[str, Any]:
+        guided = {"settings": asdict(self.settings), "guides": [guide.key() for guide in self.guides]}
+        return {**self.inner.sampling_settings(), "guidance_by": guided, "block_size": self.block_size}
+
+    def fit(self, data: TrainingImages, folder: Path, progress: Callable[[int, int, float], None]) -> None:
+        self.inner.fit(data, folder, progress)
+
+    def load(self, folder: Path, device: torch.device) -> Sampler:
+        return _GuidedSampler(self, self.inner.denoiser(folder, device), device)
+
+
+class _GuidedSampler(Sampler):
+    def __init__(self, settings: GuidedGenerator, model: Denoiser, device: torch.device) -> None:
+        self.settings, self.model, self.device = settings, model, device
+        self._guides: dict[int, ClassifierGuide] = {}  # placed once
+        self._counts = {"blocks": 0, "loss_first": 0.0, "loss_last": 0.0, "made_again": 0, "not_finite": 0}
+
+    def sample(self, block: Block) -> np.ndarray:
+        guide, label = divmod(block.label, self.settings.classes)
+        if not 0 <= guide < len(self.settings.guides):
+            raise ValueError(f"there is no guide {guide}, only 0..{len(self.settings.guides) - 1}")
+        if guide not in self._guides:
+            self._guides[guide] = self.settings.guides[guide].load(self.device)
+        seeds = image_seeds(block, self.settings.block_size)
+        drawn = [torch.randn(self.model.shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        noise = torch.stack(drawn).to(self.device)
+        labels = torch.full((len(seeds),), label, device=self.device)
+        return to_pixels(self._images(block, noise, labels, self._guides[guide]), self.settings.shape)
+
+    def _images(self, block: Block, noise: Tensor, labels: Tensor, guide: ClassifierGuide) -> Tensor:
+        """The block's images; those with a gradient that is not finite made again with half the step."""
+        settings, made = self.settings.settings, torch.empty(0)
+        missing = torch.ones(len(noise), dtype=torch.bool, device=noise.device)
+        for attempt in range(1 + _SMALLER_STEPS):
+            sampler = GuidedSampler(self.model, guide, replace(settings, eta=settings.eta / 2**attempt))
+            found = sampler(noise, labels, torch.Generator().manual_seed(block_seed(block)))
+            made = torch.where(missing[:, None, None, None], found, made) if attempt else found
+            if attempt == 0 and sampler.losses:
+                self._counts["blocks"] += 1
+                self._counts["loss_first"] += sampler.losses[0]
+                self._counts["loss_last"] += sampler.losses[-1]
+            missing = missing & sampler.broken
+            if not missing.any():
+                return made
+            if attempt < _SMALLER_STEPS:
+                self._counts["made_again"] += int(missing.sum())
+        self._counts["not_finite"] += int(missing.sum())
+        return made
+
+    def report(self) -> dict[str, float]:
+        return dict(self._counts)

@@ -1,0 +1,132 @@
+"""Guided images as a generator: fixed by (seed, guide, class, index), plain ones where nothing guides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from generators.base import Block, TrainingImages, image_seeds
+from generators.diffusion import DiffusionGenerator
+from generators.guidance.generator import GuidedGenerator
+from generators.guidance.losses import ClassifierGuide
+from generators.guidance.sampling import GuidanceSettings
+from generators.noise import NoiseGenerator
+from generators.pool import LocalPool
+
+CLASSES, SIZE = 3, 8
+
+
+class Towards(nn.Module):
+    """A classifier whose class y is brightness: 0 dark, 2 bright."""
+
+    def __init__(self, sign: float) -> None:
+        super().__init__()
+        self.sign = sign
+
+    def forward(self, x: Tensor) -> Tensor:
+        level = self.sign * x.mean(dim=(1, 2, 3))
+        return torch.stack([-level, level * 0, level], dim=1) * 10
+
+
+class Broken(Towards):
+    """Its gradient is not finite at images that differ much from grey: where the step is large."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.detach().abs().amax(dim=(1, 2, 3)) < 1000
+        return super().forward(x * torch.where(flat, 1.0, float("nan"))[:, None, None, None])
+
+
+@dataclass(frozen=True)
+class Source:
+    kind: type[Towards]
+    sign: float
+
+    def key(self) -> dict[str, Any]:
+        return {"kind": self.kind.__name__, "sign": self.sign}
+
+    def load(self, device: torch.device) -> ClassifierGuide:
+        return ClassifierGuide(self.kind(self.sign), 0.0, SIZE, 1, [0.5], [0.5])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[DiffusionGenerator, Path]:
+    generator = DiffusionGenerator(widths=[8, 16], train_steps=20, sampler="ddim", steps=4, guidance=1.0, block_size=4)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (60, 1, SIZE, SIZE), dtype=np.uint8)
+    data = TrainingImages(images, np.arange(60) % CLASSES, ["a", "b", "c"], "x")
+    folder = tmp_path_factory.mktemp("weights")
+    generator.fit(data, folder, lambda *told: None)
+    return generator, folder
+
+
+def guided(trained: tuple[DiffusionGenerator, Path], guides: list[Source], **settings: Any) -> GuidedGenerator:
+    kept = GuidanceSettings(steps=4, **{"edits": 2, "eta": 5.0, **settings})
+    return GuidedGenerator(trained[0], guides, CLASSES, (1, SIZE, SIZE), kept, 4)
+
+
+BOTH = [Source(Towards, 1.0), Source(Towards, -1.0)]
+
+
+def test_each_guide_pulls_its_own_way(trained: tuple[DiffusionGenerator, Path]) -> None:
+    sampler = guided(trained, BOTH).load(trained[1], torch.device("cpu"))
+    level = {(g, c): sampler.sample(Block(0, g * CLASSES + c, 0)).mean() for g in (0, 1) for c in (0, 2)}
+    assert level[0, 2] > level[0, 0] + 5
+    assert level[1, 0] > level[1, 2] + 5
+    counted = sampler.report()
+    assert counted["blocks"] == 4
+    assert counted["loss_last"] < counted["loss_first"]
+    assert counted["made_again"] == counted["not_finite"] == 0
+
+
+def test_an_image_is_fixed_whatever_is_made_before_it(trained: tuple[DiffusionGenerator, Path]) -> None:
+    blocks = [Block(3, label, number) for label in (0, 4) for number in (0, 1)]
+    one = dict(LocalPool(guided(trained, BOTH), trained[1]).make(blocks))
+    other = dict(LocalPool(guided(trained, BOTH), trained[1]).make(blocks[::-1]))
+    assert all(np.array_equal(one[block], other[block]) for block in blocks)
+    assert not np.array_equal(one[blocks[0]], one[blocks[1]])
+
+
+def test_without_guidance_it_is_the_diffusion_model_s_own_sample(trained: tuple[DiffusionGenerator, Path]) -> None:
+    generator, folder = trained
+    sampler = guided(trained, BOTH, edits=0, eta=0.0).load(folder, torch.device("cpu"))
+    block = Block(1, 1 * CLASSES + 2, 0)
+    made = sampler.sample(block)
+    pipeline = generator._pipeline(folder, torch.device("cpu"))
+    draws = [torch.Generator().manual_seed(seed) for seed in image_seeds(block, 4)]
+    s = torch.stack([torch.randn(1, SIZE, SIZE, generator=drawn) for drawn in draws])
+    pipeline.scheduler.set_timesteps(4)
+    with torch.no_grad():
+        for t in pipeline.scheduler.timesteps:
+            noise = pipeline.unet(s, t, class_labels=torch.full((4,), 2)).sample
+            s = pipeline.scheduler.step(noise, t, s).prev_sample
+    expected = ((s + 1) / 2).clamp(0, 1).mul(255).round().to(torch.uint8).numpy()
+    assert np.array_equal(made, expected)
+
+
+def test_an_image_whose_gradient_is_not_finite_is_made_again_with_a_smaller_step(
+    trained: tuple[DiffusionGenerator, Path],
+) -> None:
+    source = [Source(Broken, 1.0)]
+    sampler = guided(trained, source, eta=1e5, edits=1).load(trained[1], torch.device("cpu"))
+    images = sampler.sample(Block(0, 2, 0))
+    counted = sampler.report()
+    assert counted["made_again"] > 0
+    assert images.shape == (4, 1, SIZE, SIZE)
+    calm = guided(trained, source, eta=5.0, edits=1).load(trained[1], torch.device("cpu"))
+    calm.sample(Block(0, 2, 0))
+    assert calm.report()["made_again"] == 0
+
+
+def test_bad_input(trained: tuple[DiffusionGenerator, Path]) -> None:
+    sampler = guided(trained, BOTH).load(trained[1], torch.device("cpu"))
+    with pytest.raises(ValueError, match="there is no guide 2"):
+        sampler.sample(Block(0, 2 * CLASSES, 0))
+    assert not NoiseGenerator().guidable
+    with pytest.raises(TypeError, match="no diffusion model to guide"):
+        NoiseGenerator().denoiser(trained[1], torch.device("cpu"))
