@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from fl_ray.config import RunConfig
-from fl_ray.errors import OutputError, SettingError
+from fl_ray.errors import FlRayError, InfeasibleError, OutputError, SettingError, TooFewClientsError
 from fl_ray.experiment import Experiment, check
 from fl_ray.parallel_runs import PlannedRun, run_at_once
 from fl_ray.progress import Progress
@@ -122,6 +122,7 @@ def run_comparison(comparison: Comparison, output: Path, progress: Progress, job
 
     Raises:
         OutputError: ``output`` holds something else, or runs of other settings.
+        FlRayError: some failed; the others were finished first.
     """
     _claim(comparison, output)
     runs = comparison.runs()
@@ -141,6 +142,7 @@ def run_comparison(comparison: Comparison, output: Path, progress: Progress, job
         run_at_once([PlannedRun(name, config, folder) for name, _, config, folder in planned], jobs, progress)
         return
     runtimes: dict[str, Runtime] = {}
+    failed: dict[str, FlRayError] = {}
     try:
         for name, label, config, folder in planned:
             progress.label = name
@@ -150,11 +152,23 @@ def run_comparison(comparison: Comparison, output: Path, progress: Progress, job
                     other.close()
                 runtimes = {key: open_runtime(config, progress)}
             resume = _goes_on(folder, config)
-            Experiment(config, folder, runtimes[key], progress, label, _tags(comparison, label), resume).run()
+            try:
+                Experiment(config, folder, runtimes[key], progress, label, _tags(comparison, label), resume).run()
+            except (SettingError, InfeasibleError, TooFewClientsError) as error:  # its own; the others may do better
+                failed[name] = error
+                progress.message(f"failed: {error}")
     finally:
         progress.label = ""
         for runtime in runtimes.values():
             runtime.close()
+    if failed:
+        first = next(iter(failed.values()))
+        if len(runs) == len(failed):
+            raise first
+        raise FlRayError(
+            f"{len(failed)} of {len(planned)} runs failed: {', '.join(failed)}; the first: {first}. The others are "
+            "finished; give the same --output once it is mended"
+        ) from first
 
 
 def _tags(comparison: Comparison, label: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from fl_ray.comparison import plan_comparison, run_comparison
 from fl_ray.config import RunConfig
-from fl_ray.errors import FlRayError
+from fl_ray.errors import FlRayError, SettingError
 from fl_ray.progress import Progress
 from fl_ray.recipes import to_dict
 from fl_ray.run_folder import RunFolder
@@ -49,3 +49,14 @@ def test_a_run_that_fails_does_not_take_the_others_along(recipe: dict[str, Any],
     with pytest.raises(FlRayError, match=r"1 of 3 runs failed: 3/3 bad, seed 0; .*log\.txt"):
         run_comparison(comparison, tmp_path / "out", Progress(False), jobs=2)
     assert RunFolder(tmp_path / "out" / "runs" / "two" / "seed0").finished()
+
+
+def test_nor_does_one_that_is_refused_where_they_run_one_after_another(recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe["compare"].insert(0, {"label": "late", "data.partition": {"name": "natural"}})  # seen when data are there
+    comparison = plan_comparison([yaml.safe_load(yaml.safe_dump(recipe))], {}, [0])
+    with pytest.raises(FlRayError, match=r"1 of 3 runs failed: 1/3 late, seed 0; the first: .*has no owners"):
+        run_comparison(comparison, tmp_path / "out", Progress(False))
+    assert RunFolder(tmp_path / "out" / "runs" / "two" / "seed0").finished()
+    alone = plan_comparison([{**recipe, "compare": recipe["compare"][:1]}], {}, [0])
+    with pytest.raises(SettingError, match="has no owners"):
+        run_comparison(alone, tmp_path / "alone", Progress(False))
