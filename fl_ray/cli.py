@@ -22,6 +22,7 @@ _COMMANDS = {  # in fl_ray.commands
     "compare": "experiments:compare",
     "quality": "synthesis:quality",
     "replay": "experiments:replay",
+    "audit": "privacy:audit",
     "plan": "planning:plan",
     "learning-curve": "planning:learning_curve",
     "energy-check": "planning:energy_check",
@@ -38,6 +39,7 @@ _SETTINGS = (
 _OPTIONS = ("--output", "--resume", "--seeds", "--jobs", "--help", "--version")
 _OWN = {  # options of one command alone: --round elsewhere means --rounds
     "replay": ("--round", "--client"),
+    "audit": ("--shadows", "--inversion_steps", "--images_per_class"),
     "quality": ("--per_class", "--runs", "--inception", "--clip"),
     "learning-curve": ("--amounts",),
     "energy-check": ("--threads", "--batch_sizes", "--samples", "--repeats"),
@@ -80,6 +82,12 @@ def _parser() -> Any:
     replay.add_argument("folder", type=str, metavar="DIR", help="a run; nothing is written into it")
     replay.add_argument("--round", type=int, required=True, metavar="R", help="counted from 1, as in history.csv")
     replay.add_argument("--client", type=int, required=True, metavar="C", help="counted from 0, as in messages")
+    audit = command("audit", "what a finished run gives away of its clients' images: membership, inversion")
+    audit.add_argument("folder", type=str, metavar="DIR", help="a run")
+    audit.add_argument("--shadows", type=int, default=4, metavar="N", help="shadow models for each; default: 4")
+    audit.add_argument("--inversion_steps", type=int, default=200, metavar="N", help="0: no inversion; default: 200")
+    audit.add_argument("--images_per_class", type=int, default=5, metavar="N", help="that inversion makes; default: 5")
+    audit.add_argument("--output", type=str, default=None, metavar="DIR", help="default: runs/NAME-audit-DATE")
     pretrain = command("pretrain", "train a recipe's generator, or find it trained", _SETTINGS)
     pretrain.add_argument("recipe", type=str, help="YAML file")
     generate = command("generate", "write a generator's images, with a manifest", _SETTINGS)

@@ -115,7 +115,7 @@ class FedLMG(OneShot):
     def learn(self, run: RunContext, weights: np.ndarray, result: RoundResult) -> np.ndarray:
         clients, classes = list(self.uploads), run.data.num_classes
         known = run.data.counts(np.array(clients)) > 0
-        images, labels, guided_by = self._synthesise(run, clients, known)
+        images, labels, guided_by = self.synthesise(run, clients)
         given = run.runtime.predict(self.uploads, run.runtime.put(images, labels))
         probabilities = np.stack([given[client] for client in clients])
         self._note(run, probabilities, labels, guided_by, known)
@@ -125,10 +125,9 @@ class FedLMG(OneShot):
             targets += teachers(probabilities, known, teacher)
         return self.train(run, weights, images, targets)
 
-    def _synthesise(
-        self, run: RunContext, clients: list[int], known: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Images, their classes, and the place in ``clients`` of who guided each."""
+    def synthesise(self, run: RunContext, clients: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Images that the clients' uploads guide, their classes, and the place in ``clients`` of who guided each."""
+        known = run.data.counts(np.array(clients)) > 0
         shape, folder = ImageShape.of(run.data.source), run.synthesis.folder / "guides"
         models = self.own_models or (run.config.model,)
         guides = [

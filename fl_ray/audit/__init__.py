@@ -1,0 +1,1 @@
+"""What a finished run gives away of its clients' training images."""

@@ -1,0 +1,244 @@
+"""The audit of a run's folder: who could tell what its clients trained on, from what left them.
+
+Every uploaded classifier and the final model are attacked (``membership``). Where classifiers were uploaded, images
+are also drawn out of each by plain inversion, and where they have guided a generator, by that: are these images nearer
+to what the client trained on than to images of the same domain that nobody trained on?
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from fl_ray.audit.inversion import invert
+from fl_ray.audit.membership import Attack, attack, features, shadow_scores
+from fl_ray.config import Component, RunConfig
+from fl_ray.data.parts import FederatedData, prepare
+from fl_ray.errors import OutputError, SettingError
+from fl_ray.experiment import check
+from fl_ray.federated_generator import make_synthesis
+from fl_ray.methods.base import Method
+from fl_ray.methods.fedlmg import FedLMG
+from fl_ray.model import ImageShape, WeightLayout, build_module
+from fl_ray.preparation import check_partition, make_context
+from fl_ray.progress import Progress
+from fl_ray.randomness import key_seed, numpy_generator, seeded_torch
+from fl_ray.run_folder import RunFolder
+from fl_ray.runtime.local_training import train_locally
+from fl_ray.runtime.start import open_runtime
+from generators.guidance.losses import ClassifierGuide
+from generators.quality.memorisation import Memorisation, equal_counts, memorisation
+
+__all__ = ["Audit", "ModelAudit", "audit_run"]
+
+GLOBAL = "final model"
+_LEAST = 10  # images of each kind below which nothing is said
+
+
+@dataclass
+class ModelAudit:
+    """What was found of one model.
+
+    Attributes:
+        name: ``client 3``, or the final model.
+        attacks: by ``loss threshold`` and ``shadow models``; a reason where an attack could not be made.
+        inverted, guided: nearest neighbours of images drawn out of it; None where there are none.
+        recognised: share of the inverted images that the other clients' classifiers take for their class.
+    """
+
+    name: str
+    attacks: dict[str, Attack | str] = field(default_factory=dict)
+    inverted: Memorisation | None = None
+    guided: Memorisation | None = None
+    recognised: float | None = None
+
+
+@dataclass
+class Audit:
+    """All of a run's models."""
+
+    config: RunConfig
+    models: list[ModelAudit]
+
+
+def audit_run(path: Path, shadows: int, inversion_steps: int, per_class: int, progress: Progress) -> Audit:
+    """Audit a finished run.
+
+    Args:
+        shadows: classifiers that the shadow-model attack trains for each model, on the run's public images.
+        inversion_steps: of Adam; 0: no inversion.
+        per_class: images that inversion makes of each class.
+
+    Raises:
+        OutputError: no finished run's folder, or other data.
+        SettingError: the run has no classifier.
+    """
+    folder = RunFolder(path)
+    if not folder.finished():
+        raise OutputError(f"{path}: no finished run; audit one run's folder (of a comparison: runs/LABEL/SEED)")
+    config = folder.config()
+    config = replace(config, tracking=replace(config.tracking, enabled=False))
+    config = replace(config, runtime=replace(config.runtime, backend="in_process"))
+    method, data = check(config), prepare(config.data, config.seed)
+    check_partition(folder, data, path)
+    auditor = _Auditor(config, method, data, folder, progress)
+    return Audit(config, auditor.run(shadows, inversion_steps, per_class))
+
+
+class _Auditor:
+    def __init__(
+        self, config: RunConfig, method: Method, data: FederatedData, folder: RunFolder, progress: Progress
+    ) -> None:
+        self.config, self.method, self.data, self.folder, self.progress = config, method, data, folder, progress
+        self.shape = ImageShape.of(data.source)
+        self.own = method.own_models or (config.model,)
+
+    def run(self, shadows: int, steps: int, per_class: int) -> list[ModelAudit]:
+        uploads = {
+            _number(file): self._load(file, self.own[_number(file) % len(self.own)])
+            for file in sorted((self.folder / "uploads").glob("client_*.safetensors"))
+        }
+        audits = []
+        for client, module in uploads.items():
+            self.progress.message(f"client {client}: attacking its classifier")
+            found = ModelAudit(f"client {client}")
+            rows, tests = self.data.partition.of(client), self._tests_like(client)
+            component = self.own[client % len(self.own)]
+            found.attacks = self._attacks(module, rows, tests, component, 1, shadows, client)
+            if steps:
+                found.inverted, found.recognised = self._invert(client, uploads, rows, tests, steps, per_class)
+            audits.append(found)
+        final = self.folder / "model.safetensors"
+        tensors = load_file(final)
+        if set(tensors) == set(build_module(self.config.model, self.shape, self.config.training).state_dict()):
+            rows, tests = self.data.partition.owned(), np.arange(len(self.data.test_labels))
+            module = self._load(final, self.config.model)
+            trained = self.config.rounds if self.method.trains_clients and not uploads else 1
+            attacks = self._attacks(module, rows, tests, self.config.model, trained, shadows, self.config.data.clients)
+            audits.append(ModelAudit(GLOBAL, attacks))
+        if not audits:
+            raise SettingError(
+                f"method {self.config.method.name} leaves no single classifier in {self.folder.path}, so there is "
+                "nothing to audit"
+            )
+        if isinstance(self.method, FedLMG) and uploads:
+            self._guided(uploads, audits)
+        return audits
+
+    def _load(self, file: Path, component: Component) -> torch.nn.Module:
+        module = build_module(component, self.shape, self.config.training)
+        if hasattr(module, "evaluation"):
+            raise SettingError(f"model {component.name} is no classifier, so there is nothing to audit")
+        module.load_state_dict(load_file(file))
+        return module.eval()
+
+    def _tests_like(self, client: int) -> np.ndarray:
+        """Test images of the domains that a client has: what tells its own from others is not their domain."""
+        data = self.data
+        if data.test_domains is None or data.source.domains is None:
+            return np.arange(len(data.test_labels))
+        own = np.unique(data.source.domains[data.partition.of(client)])
+        return np.flatnonzero(np.isin(data.test_domains, own))
+
+    def _pairs(self, rows: np.ndarray, tests: np.ndarray, *key: int) -> tuple[np.ndarray, np.ndarray]:
+        """As many training rows as test rows, of each class."""
+        rng = numpy_generator(self.config.seed, "audit", *key)
+        labels, test_labels = self.data.labels[rows], self.data.test_labels[tests]
+        first, second = equal_counts(labels, test_labels, self.data.num_classes, rng)
+        return rows[first], tests[second]
+
+    def _inputs(self, images: np.ndarray) -> torch.Tensor:
+        return self.shape.normalise(images, torch.device("cpu"))
+
+    def _attacks(
+        self,
+        module: torch.nn.Module,
+        rows: np.ndarray,
+        tests: np.ndarray,
+        component: Component,
+        rounds: int,
+        shadows: int,
+        key: int,
+    ) -> dict[str, Attack | str]:
+        data = self.data
+        rows, tests = self._pairs(rows, tests, key)
+        if len(rows) < _LEAST:
+            why = f"only {len(rows)} images of its classes in both parts"
+            return {"loss threshold": why, "shadow models": why}
+        members = features(module, self._inputs(data.images[rows]), torch.from_numpy(data.labels[rows]))
+        tested = data.test_images[tests], data.test_labels[tests]
+        others = features(module, self._inputs(tested[0]), torch.from_numpy(tested[1]))
+        found: dict[str, Attack | str] = {"loss threshold": attack(members[:, 0], others[:, 0])}
+        if shadows == 0 or len(data.public) < 2 * _LEAST:
+            found["shadow models"] = "no public images to train shadows on" if shadows else "not asked for"
+            return found
+        trained = [self._shadow(component, rounds, key, number) for number in range(shadows)]
+        found["shadow models"] = attack(*shadow_scores(trained, members, others))
+        return found
+
+    def _shadow(self, component: Component, rounds: int, key: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """A classifier like the attacked one, trained on half of the public images: its features of both halves."""
+        training, seed = self.config.training, self.config.seed
+        rng = numpy_generator(seed, "audit/shadow", key, number)
+        order = rng.permutation(len(self.data.public))
+        half = len(order) // 2
+        x, y = self._inputs(self.data.public_images), torch.from_numpy(self.data.public_labels)
+        with seeded_torch(seed, "audit/shadow", key, number):
+            module = build_module(component, self.shape, training)
+        inside, outside = order[:half], order[half : 2 * half]
+        epochs = training.local_epochs * rounds
+        train_locally(module, x[inside], y[inside], training, epochs, 1.0, (seed, "audit/shadow", key, number))
+        return features(module, x[inside], y[inside]), features(module, x[outside], y[outside])
+
+    def _invert(
+        self,
+        client: int,
+        uploads: dict[int, torch.nn.Module],
+        rows: np.ndarray,
+        tests: np.ndarray,
+        steps: int,
+        per_class: int,
+    ) -> tuple[Memorisation | None, float | None]:
+        data, shape = self.data, self.shape
+        known = np.flatnonzero(data.counts(np.array([client]))[0])
+        labels = np.repeat(known, per_class)
+        mean, std = list(shape.mean), list(shape.std)
+        guide = ClassifierGuide(uploads[client], 1.0, shape.size, shape.channels, mean, std, "batch")
+        images = invert(guide, labels, steps, key_seed(self.config.seed, "audit/inversion", client))
+        right = []
+        for other, module in uploads.items():
+            if other != client:
+                with torch.no_grad():
+                    right.append((module(self._inputs(images)).argmax(dim=1).numpy() == labels).mean())
+        return self._near(images, rows, tests, client), float(np.mean(right)) if right else None
+
+    def _near(self, images: np.ndarray, rows: np.ndarray, tests: np.ndarray, key: int) -> Memorisation | None:
+        rows, tests = self._pairs(rows, tests, key)
+        if len(rows) < _LEAST:
+            return None
+        return memorisation(images, self.data.images[rows], self.data.test_images[tests])
+
+    def _guided(self, uploads: dict[int, torch.nn.Module], audits: list[ModelAudit]) -> None:
+        """The images that each client has guided, from the generator's cache or made again."""
+        config, method = self.config, self.method
+        method.uploads = {client: WeightLayout(module).read().numpy() for client, module in uploads.items()}
+        with open_runtime(config, self.progress) as runtime:
+            synthesis = make_synthesis(config, method, self.data, runtime, self.progress)
+            context, _ = make_context(config, method, self.data, self.folder, runtime, self.progress, synthesis)
+            try:
+                clients = list(uploads)
+                images, _, guided_by = method.synthesise(context, clients)
+            finally:
+                synthesis.close()
+        for place, client in enumerate(clients):
+            own = images[guided_by == place]
+            if len(own):
+                audits[place].guided = self._near(own, self.data.partition.of(client), self._tests_like(client), client)
+
+
+def _number(file: Path) -> int:
+    return int(file.stem.removeprefix("client_"))
