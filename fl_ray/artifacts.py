@@ -47,10 +47,12 @@ def is_one_model(method: Method, weights: np.ndarray) -> bool:
     return set(method.models(weights)) == {""}
 
 
-def write_samples(run: RunContext) -> None:
+def write_samples(run: RunContext, method: Method) -> None:
     """samples.png: real images beside generated ones."""
-    available, shown = run.synthesis.available(), np.full(run.data.num_classes, _SAMPLE_COLUMNS)
-    made = run.synthesis.images(shown if available is None else np.minimum(available, shown), run.config.seed)
+    made = method.sample_images(run)
+    if made is None:
+        available, shown = run.synthesis.available(), np.full(run.data.num_classes, _SAMPLE_COLUMNS)
+        made = run.synthesis.images(shown if available is None else np.minimum(available, shown), run.config.seed)
     (run.folder / "samples.png").write_bytes(sample_grid(run.data, *made))
 
 

@@ -61,10 +61,12 @@ def check(config: RunConfig) -> Method:
             f"evaluate_clients_every is {config.evaluate_clients_every}, but data.client_test_fraction is 0, so no "
             "client has images to be tested on; raise it"
         )
+    generator = None
     if method.uses_generator:
         if config.generator is None:
             raise SettingError(f"method {config.method.name} needs a generator; add a generator section")
-        build("generator", Component(config.generator.name, config.generator.settings))
+        generator = build("generator", Component(config.generator.name, config.generator.settings))
+    method.check(config, generator)
     if config.tracking.enabled:
         prepare_store(config)
     return method
@@ -119,7 +121,8 @@ class Experiment:
             status = "interrupted"
             raise
         except FlRayError as error:
-            if error.exit_code == BAD_INPUT and not self.resume and not self.folder.history():
+            trained = context is not None and context.phases.seconds.get("train", 0.0) > 0
+            if error.exit_code == BAD_INPUT and not self.resume and not trained:
                 status = "refused"
             raise
         finally:
@@ -297,7 +300,7 @@ class Experiment:
             context.notes["domain_accuracy"] = by_domain
         if context.synthesis is not None:
             context.notes["synthesis"] = context.synthesis.report()
-            write_samples(context)
+            write_samples(context, self.method)
         shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)  # a finished run has nothing to go on with
 
     def _leave(self, context: RunContext | None, status: str) -> dict[str, Any]:

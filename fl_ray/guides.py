@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save
 
 from fl_ray.config import Component, TrainingConfig
 from fl_ray.model import ImageShape, WeightLayout, build_module
+from fl_ray.randomness import seeded_torch
 from generators.cache import write_whole
 from generators.guidance.losses import ClassifierGuide, Statistics
 
@@ -26,6 +27,7 @@ class UploadedClassifier:
     Attributes:
         digest: of its weights and running statistics.
         norm_weight: lambda of L_CE + lambda L_BN.
+        seed: of the run, with which modules are built.
     """
 
     path: Path
@@ -34,6 +36,7 @@ class UploadedClassifier:
     shape: ImageShape
     norm_weight: float
     statistics: Statistics
+    seed: int
 
     def key(self) -> dict[str, Any]:
         return {
@@ -41,18 +44,26 @@ class UploadedClassifier:
             "model": asdict(self.model),
             "norm_weight": self.norm_weight,
             "statistics": self.statistics,
+            "seed": self.seed,
         }
 
     def load(self, device: torch.device) -> ClassifierGuide:
-        module = build_module(self.model, self.shape, TrainingConfig()).to(device)
+        with seeded_torch(self.seed, "init"):  # for buffers that are drawn and not sent
+            module = build_module(self.model, self.shape, TrainingConfig()).to(device)
         WeightLayout(module).write(torch.from_numpy(load_file(self.path)["weights"]))
-        shape = self.shape
+        shape = self.shape.unit() if getattr(module, "wants_unit_images", False) else self.shape
         mean, std = list(shape.mean), list(shape.std)
         return ClassifierGuide(module, self.norm_weight, shape.size, shape.channels, mean, std, self.statistics)
 
 
 def keep_upload(
-    folder: Path, weights: np.ndarray, model: Component, shape: ImageShape, norm_weight: float, statistics: Statistics
+    folder: Path,
+    weights: np.ndarray,
+    model: Component,
+    shape: ImageShape,
+    norm_weight: float,
+    statistics: Statistics,
+    seed: int,
 ) -> UploadedClassifier:
     """Write a client's weights (float32 [size]) into ``folder`` under their hash, unless they are there."""
     digest = hashlib.sha256(weights.tobytes()).hexdigest()[:16]
@@ -60,4 +71,4 @@ def keep_upload(
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(path, save({"weights": weights}))
-    return UploadedClassifier(path, digest, model, shape, norm_weight, statistics)
+    return UploadedClassifier(path, digest, model, shape, norm_weight, statistics, seed)

@@ -53,7 +53,7 @@ _LABELS = {"partition": "data.partition", "update": "updates"}
 _COMPONENTS = ("model", "method", "sampling")
 
 
-def load_recipe(path: str | Path) -> dict[str, Any]:
+def load_recipe(path: str | Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The settings in a YAML file, not yet checked. ``extends`` names another recipe, relative to the file's folder,
     whose settings (but for ``compare``) are those that the file does not change.
 
@@ -77,7 +77,9 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
     content.setdefault("name", path.stem)
     if "extends" not in content:
         return content
-    base = load_recipe(path.parent / str(content.pop("extends")))
+    if path.resolve() in extended_by:
+        raise SettingError(f"recipe {path} extends itself: {' -> '.join(each.name for each in extended_by)}")
+    base = load_recipe(path.parent / str(content.pop("extends")), (*extended_by, path.resolve()))
     base.pop("compare", None)
     return apply_overrides(base, content)
 

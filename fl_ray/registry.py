@@ -53,6 +53,7 @@ REGISTRY: dict[str, dict[str, Entry]] = {
         ),
         "prompts_only": Entry("fl_ray.methods.fedlmg:PromptsOnly", "one model on the generator's images, no guidance"),
         "feddf": Entry("fl_ray.methods.one_shot:FedDF", "one round: the clients' mean logits distilled"),
+        "dense": Entry("fl_ray.methods.dense:Dense", "one round: the clients' ensemble distilled, data-free"),
         "ensemble": Entry("fl_ray.methods.one_shot:Ensemble", "one round: the clients' classifiers vote"),
         "local_only": Entry("fl_ray.methods.reference:LocalOnly", "every client by itself; mean over clients' models"),
         "centralised": Entry(

@@ -171,7 +171,8 @@ def _train(context: RunContext, method: Method, weights: np.ndarray, number: int
 
 
 def _trained(context: RunContext, method: Method, weights: np.ndarray, task: Task, blank: Replayed) -> Replayed:
-    settings = RoundSettings(blank.round - 1, context.path, proximal=method.proximal, strict=True)
+    own = bool(method.own_models)  # whose sizes differ from that of the round's sum
+    settings = RoundSettings(blank.round - 1, context.path, own, method.proximal, strict=True)
     alone = [replace(task, share=1.0, scale=1.0)]
     try:
         result = context.runtime.train(alone, weights, settings, context.phases)
@@ -182,4 +183,5 @@ def _trained(context: RunContext, method: Method, weights: np.ndarray, task: Tas
     record = result.records[0]
     if record.left_out is not None:
         return replace(blank, loss=record.train_loss, left_out=record.left_out)
-    return replace(blank, loss=record.train_loss, update=result.update)
+    update = result.weights[task.client].astype(np.float64) - task.start if own else result.update
+    return replace(blank, loss=record.train_loss, update=update)

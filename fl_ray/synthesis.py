@@ -119,11 +119,6 @@ class Synthesis:
         folder = self._home / f"images-{self.sampling_key}"
         self._cache = BlockCache(folder, generator.block_size, manifest, self._versions, self.progress.message)
 
-    def check_guidable(self) -> None:
-        """Refuse a generator that classifiers can't guide."""
-        if not self.generator.guidable:
-            raise self._refused("has no diffusion model that classifiers could guide; use diffusion or text_to_image")
-
     def guided(self, guides: Sequence[GuideSource], settings: GuidanceSettings, block_size: int) -> Synthesis:
         """The same trained generator, guided: its label ``g * classes + c`` is class c under guide g.
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # an actor that only samples need not wait for it
     from generators.guidance.sampling import Denoiser
 
 __all__ = [
+    "LUMINANCE",
     "Block",
     "FederatedTraining",
     "Generator",
@@ -38,6 +39,7 @@ __all__ = [
     "to_uint8",
 ]
 
+LUMINANCE = (0.299, 0.587, 0.114)  # of RGB, ITU-R BT.601, as PIL's "L"
 RealImages = Literal["public", "reserve", "none"]
 
 
@@ -105,13 +107,11 @@ class Generator(ABC):
         block_size: images made together.
         learns_from: which real images ``fit`` is given: the server's ``public`` ones, the ``reserve`` that nobody else
             sees (``data.reserve_fraction``), or none.
-        guidable: it has a ``denoiser``, and a setting ``steps`` of its sampling.
         more_from: where there are only so many images (``available``), what to change to have more.
     """
 
     block_size: int
     learns_from: RealImages = "public"
-    guidable: bool = False
     more_from: str = ""
 
     @abstractmethod
@@ -150,8 +150,19 @@ class Generator(ABC):
         """A sampler of the weights stored in ``folder``."""
 
     def denoiser(self, folder: Path, device: torch.device) -> Denoiser:
-        """The diffusion model stored in ``folder``, for samplers that guide it; where ``guidable``."""
+        """The diffusion model stored in ``folder``, for samplers that guide it."""
         raise TypeError(f"{type(self).__name__} has no diffusion model to guide")
+
+    def check_guidable(self, recurrence: int) -> None:
+        """Refuse to be guided. What can be has a ``denoiser``, and a setting ``steps`` of its sampling.
+
+        Args:
+            recurrence: guided steps at each time step.
+
+        Raises:
+            ValueError: there is no diffusion model, or its settings don't allow it.
+        """
+        raise ValueError("it has no diffusion model that classifiers could guide; use diffusion or text_to_image")
 
     def prompt(self, classes: Sequence[str], label: int, index: int) -> str | None:
         """The words that image ``index`` of class ``label`` is made from; None where there are none."""

@@ -102,8 +102,6 @@ class DiffusionGenerator(Generator):
         block_size: images made together.
     """
 
-    guidable = True
-
     def __init__(
         self,
         widths: list[int] | None = None,
@@ -175,6 +173,12 @@ class DiffusionGenerator(Generator):
     def denoiser(self, folder: Path, device: torch.device) -> PixelDenoiser:
         dtype = dtype_of(self.precision, device, torch.bfloat16)
         return PixelDenoiser(self._pipeline(folder, device), self.guidance, dtype)
+
+    def check_guidable(self, recurrence: int) -> None:
+        if recurrence > 1 and self.sampler == "dpmpp":
+            raise ValueError(
+                f"sampler is dpmpp, which looks back several steps, but recurrence is {recurrence}; take ddim or ddpm"
+            )
 
     def _pipeline(self, folder: Path, device: torch.device) -> ClassConditionalPipeline:
         unet = UNet2DModel.from_pretrained(str(folder), subfolder="unet", low_cpu_mem_usage=False)

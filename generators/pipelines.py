@@ -10,7 +10,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, SchedulerMixin
 from torch import Tensor
 
-from generators.base import to_uint8
+from generators.base import LUMINANCE, to_uint8
 
 __all__ = ["SCHEDULERS", "Precision", "SchedulerName", "dtype_of", "step_arguments", "swap_scheduler", "to_pixels"]
 
@@ -18,7 +18,6 @@ SchedulerName = Literal["ddim", "ddpm", "dpmpp"]
 SCHEDULERS = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler, "dpmpp": DPMSolverMultistepScheduler}
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-_LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's "L"
 
 
 def dtype_of(precision: Precision, device: torch.device, auto: torch.dtype) -> torch.dtype:
@@ -68,7 +67,7 @@ def to_pixels(images: Tensor, shape: tuple[int, int, int]) -> np.ndarray:
     if images.shape[-2:] != size:
         images = torch.nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
     if images.shape[1] == 3 and channels == 1:
-        images = (images * images.new_tensor(_LUMINANCE)[:, None, None]).sum(dim=1, keepdim=True)
+        images = (images * images.new_tensor(LUMINANCE)[:, None, None]).sum(dim=1, keepdim=True)
     elif images.shape[1] != channels:
         if images.shape[1] != 1:
             raise ValueError(f"the generator's images have {images.shape[1]} channels, but the data have {channels}")

@@ -45,8 +45,6 @@ class TextToImage(PretrainedGenerator):
         block_size: images made together.
     """
 
-    guidable = True
-
     def __init__(
         self,
         model: str = "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -132,14 +130,21 @@ class TextToImage(PretrainedGenerator):
         """For guided sampling: each class's first prompt, bf16 instead of fp16 (whose first steps overflow), and DDPM
         where the recipe names no scheduler (as FedLMG's code).
         """
-        if self.precision == "fp16":
-            raise ValueError("precision is fp16, whose range guided sampling overflows; set it to bf16, fp32 or auto")
+        self.check_guidable(1)
         pipeline = self.pipeline(folder, device, dtype_of(self.precision, device, torch.bfloat16))
         self.add_lora(pipeline)
         swap_scheduler(pipeline, self.scheduler or "ddpm")
         classes = wanted(folder)["classes"]
         prompts = [self.prompt(classes, label, 0) for label in range(len(classes))]
         return LatentDenoiser(pipeline, prompts, self.negative_prompt, self.guidance, self.size)
+
+    def check_guidable(self, recurrence: int) -> None:
+        if self.precision == "fp16":
+            raise ValueError("precision is fp16, whose range guided sampling overflows; set it to bf16, fp32 or auto")
+        if recurrence > 1 and self.scheduler == "dpmpp":
+            raise ValueError(
+                f"scheduler is dpmpp, which looks back several steps, but recurrence is {recurrence}; take ddim or ddpm"
+            )
 
     def _lora_folder(self) -> Path:
         folder = Path(self.lora).expanduser()

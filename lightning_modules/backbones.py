@@ -32,12 +32,23 @@ def _adapted(network: nn.Module, in_channels: int, image_size: int) -> nn.Module
         changed = nn.Conv2d(
             in_channels, stem.out_channels, stem.kernel_size, stem.stride, stem.padding, bias=stem.bias is not None
         )
+        _initialise(changed)
         network.set_submodule(name, changed)
         convolutions[0] = (name, changed)
     if image_size < _SMALL:
         for _, part in [pair for pair in convolutions if pair[1].stride == (2, 2)][:_LEFT_OUT]:
             part.stride = (1, 1)
+        for part in network.modules():
+            if isinstance(part, nn.BatchNorm2d):  # MobileNetV3's 0.01 is for the long training on ImageNet
+                part.momentum = 0.1
     return network
+
+
+def _initialise(convolution: nn.Conv2d) -> None:
+    """As torchvision's networks do; torch's own default starves a deep stack without norms."""
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    if convolution.bias is not None:
+        nn.init.zeros_(convolution.bias)
 
 
 _SHUFFLENET_CHANNELS = {
@@ -111,6 +122,9 @@ class VGG16(nn.Sequential):
         _check("vgg16", image_size, 32)
         plan = [each if each == "M" else each * width // 64 for each in vgg.cfgs["D"]]
         features = _adapted(vgg.make_layers(plan), in_channels, _SMALL)
+        for part in features:
+            if isinstance(part, nn.Conv2d):
+                _initialise(part)
         super().__init__(
             features,
             nn.AdaptiveAvgPool2d(1),

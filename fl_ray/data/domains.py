@@ -8,10 +8,11 @@ import numpy as np
 
 from fl_ray.data.datasets import ImageData, image_folder, mnist, resized
 from fl_ray.data.shift import Shift, shifted
-from fl_ray.errors import SettingError
+from fl_ray.errors import DataMissingError, SettingError, require
 
 __all__ = ["digit_domains"]
 
+_DIGITS = [str(digit) for digit in range(10)]
 _KNOWN = ("mnist", "mnist_m", "usps")
 
 
@@ -41,6 +42,12 @@ def digit_domains(
     unknown = sorted(set(names) - set(_KNOWN))
     if unknown or not names:
         raise SettingError(f"data.domains is {names}, but it must list some of {', '.join(_KNOWN)}")
+    if len(set(names)) < len(names):
+        raise SettingError(f"data.domains is {names}, but each may stand there once")
+    for setting, count in {"per_domain": per_domain, "test_per_domain": test_per_domain}.items():
+        require(count >= 1, f"data.{setting}", count, "at least 1")
+    if shift_level and shift_domain is None:
+        raise SettingError(f"data.shift_level is {shift_level}, but data.shift_domain names no domain; give it")
     if shift_domain not in (None, *names):
         raise SettingError(f"data.shift_domain is {shift_domain}, but the domains are {', '.join(names)}")
     parts: dict[str, list[np.ndarray]] = {name: [] for name in ("images", "labels", "domains")}
@@ -50,6 +57,12 @@ def digit_domains(
             found = mnist(root, download)
         else:
             found = image_folder(root, download, "digit_domains", image_size, [name])
+            if found.classes != _DIGITS or found.test_images is None:
+                raise DataMissingError(
+                    f"data digit_domains: {root / 'digit_domains' / name} must hold train/0 to train/9 and test/0 to "
+                    f"test/9, but it has the classes {', '.join(found.classes)}"
+                    + ("" if found.test_images is not None else " and no test part")
+                )
         pairs = (
             (parts, found.images, found.labels, per_domain),
             (tests, found.test_images, found.test_labels, test_per_domain),
@@ -64,7 +77,7 @@ def digit_domains(
     return ImageData(
         train["images"],
         train["labels"],
-        [str(digit) for digit in range(10)],
+        _DIGITS,
         [0.5] * 3,
         [0.5] * 3,
         test["images"],

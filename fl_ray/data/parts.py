@@ -142,6 +142,8 @@ def split(data: ImageData, config: DataConfig) -> Split:
             may = np.isin(data.domains[own[tests:]], public_from)
             own, fit = np.concatenate([own[:tests], own[tests:][may], own[tests:][~may]]), int(may.sum())
         publics = round(config.public_fraction * fit)
+        if public_from is not None:  # no domain comes first in what is left
+            own = np.concatenate([own[: tests + publics], rng.permutation(own[tests + publics :])])
         ends = np.cumsum([tests, publics, round(config.reserve_fraction * (len(own) - tests))])
         for name, chunk in zip(("test", "public", "reserve", "clients"), np.split(own, ends), strict=True):
             parts[name].append(chunk)

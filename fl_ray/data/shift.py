@@ -20,7 +20,7 @@ def shifted(images: np.ndarray, kind: Shift, level: float) -> np.ndarray:
     Args:
         kind: ``rotate`` by ``level`` degrees; ``blur`` with a Gaussian of ``level`` pixels; ``noise`` of standard
             deviation ``level`` on images in [0, 1], the same at every call; ``invert``: ``level`` of the way to the
-            negative.
+            negative, at half of which nothing but grey is left.
 
     Raises:
         SettingError: the level does not go with the kind.
@@ -28,7 +28,7 @@ def shifted(images: np.ndarray, kind: Shift, level: float) -> np.ndarray:
     import torch
     from torchvision.transforms.v2 import functional
 
-    most = {"rotate": 360.0, "invert": 1.0}.get(kind, np.inf)
+    most = {"rotate": 360.0, "invert": 1.0, "blur": (min(images.shape[2:]) - 1) / 4}.get(kind, np.inf)
     least = -360.0 if kind == "rotate" else 0.0
     if not least <= level <= most:
         raise SettingError(f"data.shift_level is {level}, but for {kind} it must be in [{least:g}, {most:g}]")

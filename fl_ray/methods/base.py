@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from fl_ray.devices.fleet import Fleet
 from fl_ray.runtime.base import RoundResult
 from fl_ray.runtime.tasks import Evaluation, Task
 from fl_ray.synthesis import Synthesis
+from generators.base import Generator
 
 __all__ = ["Method", "require_counts"]
 
@@ -55,6 +57,9 @@ class Method(ABC):
     server_waits: bool = False
     server_epochs: int | None = None
     own_models: tuple[Component, ...] = ()
+
+    def check(self, config: RunConfig, generator: Generator | None) -> None:
+        """Refuse settings that the method can't run with, before data are read or a generator is trained."""
 
     def equip(
         self, config: RunConfig, data: FederatedData, fleet: Fleet, synthesis: Synthesis | None
@@ -112,6 +117,16 @@ class Method(ABC):
     def evaluate(self, run: RunContext, weights: np.ndarray, images: Any = None) -> Evaluation:
         """The method's model (or models) on the global test images, or on those of a handle of ``Runtime.put``."""
         return run.runtime.evaluate([weights], images)[0]
+
+    def evaluate_at_clients(
+        self, run: RunContext, weights: np.ndarray, clients: Sequence[int]
+    ) -> list[Evaluation | None]:
+        """The method's model (or models) on the clients' held-out images."""
+        return run.runtime.evaluate_clients(self.client_models(run, weights), clients)
+
+    def sample_images(self, run: RunContext) -> tuple[np.ndarray, np.ndarray] | None:
+        """Synthetic images and labels for samples.png; None: the generator's own."""
+        return None
 
     def client_models(self, run: RunContext, weights: np.ndarray) -> dict[int | None, np.ndarray]:
         """Which weights are tested on clients' held-out images: by client, or ``None`` for all clients."""

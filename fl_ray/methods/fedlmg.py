@@ -17,13 +17,16 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fl_ray.config import RunConfig
 from fl_ray.context import RunContext
+from fl_ray.errors import SettingError
 from fl_ray.guides import keep_upload
 from fl_ray.methods.base import require_counts
 from fl_ray.methods.one_shot import OneShot
 from fl_ray.methods.reference import ServerOnly
 from fl_ray.model import ImageShape
 from fl_ray.runtime.base import RoundResult
+from generators.base import Generator
 from generators.guidance.losses import Statistics
 from generators.guidance.sampling import GuidanceSettings
 
@@ -108,16 +111,19 @@ class FedLMG(OneShot):
             renormalise=renormalise,
         )
 
-    def setup(self, run: RunContext) -> None:
-        super().setup(run)
-        run.synthesis.check_guidable()
+    def check(self, config: RunConfig, generator: Generator | None) -> None:
+        super().check(config, generator)
+        try:
+            generator.check_guidable(self.guidance.recurrence)
+        except ValueError as error:
+            raise SettingError(f"generator {config.generator.name}: {error}") from error
 
     def learn(self, run: RunContext, weights: np.ndarray, result: RoundResult) -> np.ndarray:
         clients, classes = list(self.uploads), run.data.num_classes
         known = run.data.counts(np.array(clients)) > 0
         images, labels, guided_by = self.synthesise(run, clients)
         given = run.runtime.predict(self.uploads, run.runtime.put(images, labels))
-        probabilities = np.stack([given[client] for client in clients])
+        probabilities = np.exp(np.stack([given[client] for client in clients]))
         self._note(run, probabilities, labels, guided_by, known)
         targets = np.eye(classes, dtype=np.float32)[labels]
         if self.aggregation != "fine_tune":
@@ -132,7 +138,13 @@ class FedLMG(OneShot):
         models = self.own_models or (run.config.model,)
         guides = [
             keep_upload(
-                folder, self.uploads[client], models[client % len(models)], shape, self.norm_weight, self.statistics
+                folder,
+                self.uploads[client],
+                models[client % len(models)],
+                shape,
+                self.norm_weight,
+                self.statistics,
+                run.config.seed,
             )
             for client in clients
         ]
@@ -144,11 +156,20 @@ class FedLMG(OneShot):
             counted = guided.counted()
             blocks = max(1, counted.get("blocks", 0))
             counted |= {name: counted[name] / blocks for name in ("loss_first", "loss_last") if name in counted}
-            run.notes["guided_synthesis"] = {**guided.report(), **counted}
+            run.notes.setdefault("guided_synthesis", {**guided.report(), **counted})  # of when they were made
         finally:
             guided.close()
         guided_by, labels = np.divmod(jobs, known.shape[1])
         return images, labels, guided_by
+
+    def sample_images(self, run: RunContext) -> tuple[np.ndarray, np.ndarray]:
+        """Of each class, one of each client before a second of any."""
+        clients = list(self.uploads)
+        images, labels, guided_by = self.synthesise(run, clients)
+        jobs = guided_by * run.data.num_classes + labels  # ascending
+        number = np.arange(len(jobs)) - np.searchsorted(jobs, jobs)  # of an image within its job
+        order = np.lexsort((guided_by, number, labels))
+        return images[order], labels[order]
 
     def _note(
         self,

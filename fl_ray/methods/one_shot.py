@@ -5,18 +5,20 @@ is up to the method; here are FedDF and the clients' ensemble, the others stand 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from fl_ray.config import TrainingConfig
+from fl_ray.config import RunConfig, TrainingConfig
 from fl_ray.context import RunContext
 from fl_ray.errors import SettingError
 from fl_ray.methods.base import Method, require_counts
-from fl_ray.model import ImageShape, initial_weights
+from fl_ray.model import ImageShape, build_module, initial_weights
 from fl_ray.recipes import make_component
 from fl_ray.runtime.base import RoundResult
 from fl_ray.runtime.tasks import Evaluation, Task
+from generators.base import Generator
 
 __all__ = ["Ensemble", "FedDF", "OneShot"]
 
@@ -33,6 +35,7 @@ class OneShot(Method):
 
     needs = "individual"
     server_waits = True
+    weighs_clients = False
 
     def __init__(
         self,
@@ -43,15 +46,22 @@ class OneShot(Method):
         server_batch_size: int = 256,
         server_epochs: int = 20,
     ) -> None:
-        require_counts(server_epochs=server_epochs)
-        chosen = [{"name": each} if isinstance(each, str) else dict(each) for each in client_models or []]
-        self.own_models = tuple(make_component("model", each) for each in chosen)
+        require_counts(server_epochs=server_epochs, server_batch_size=server_batch_size)
+        for name, value in {"server_lr": server_lr, "server_weight_decay": server_weight_decay}.items():
+            if value < 0 or (name == "server_lr" and value == 0):
+                raise ValueError(f"{name} is {value}, but it must be {'positive' if 'lr' in name else 'at least 0'}")
+        if server_momentum < 0:
+            raise ValueError(f"server_momentum is {server_momentum}, but it must be at least 0")
+        chosen = [{"name": each} if isinstance(each, str) else each for each in client_models or []]
+        for each in chosen:
+            if not isinstance(each, dict) or "name" not in each:
+                raise ValueError(f"client_models: {each!r} is neither a model's name nor a mapping with its name")
+        self.own_models = tuple(make_component("model", dict(each)) for each in chosen)
         self.server_epochs = server_epochs
         self.server_training = TrainingConfig("sgd", server_lr, server_momentum, server_weight_decay, server_batch_size)
         self.uploads: dict[int, np.ndarray] = {}
 
-    def setup(self, run: RunContext) -> None:
-        config = run.config
+    def check(self, config: RunConfig, generator: Generator | None) -> None:
         if config.rounds != 1:
             raise SettingError(f"rounds is {config.rounds}, but method {config.method.name} has one round; set it to 1")
         if config.cohort_size != config.data.clients:
@@ -61,7 +71,14 @@ class OneShot(Method):
             )
         if self.own_models and config.updates:
             raise SettingError("updates: clients with models of their own send them whole; leave updates out")
-        shape = ImageShape.of(run.data.source)
+        if self.own_models and config.runtime.training_path == "batched":
+            raise SettingError("runtime.training_path is batched, but models of several kinds are trained one by one")
+
+    def setup(self, run: RunContext) -> None:
+        config, shape = run.config, ImageShape.of(run.data.source)
+        for model in self.own_models:
+            if hasattr(build_module(model, shape, config.training), "evaluation"):
+                raise SettingError(f"method.client_models: {model.name} is no classifier; take another")
         self._starts = [initial_weights(model, shape, config.training, config.seed) for model in self.own_models]
 
     def tasks(self, run: RunContext, round_number: int, cohort: np.ndarray) -> list[Task]:
@@ -93,7 +110,8 @@ class OneShot(Method):
         self._samples = len(images)
         handle = run.runtime.put(images, targets)
         training = self.server_training
-        trained, _ = run.runtime.train_on_server(handle, weights, 0, self.server_epochs, training).result()
+        with run.phases.phase("train"):
+            trained, _ = run.runtime.train_on_server(handle, weights, 0, self.server_epochs, training).result()
         return trained
 
     def server_samples(self, run: RunContext, round_number: int) -> int:
@@ -106,7 +124,7 @@ class OneShot(Method):
         return {str(client): weights for client, weights in self.uploads.items()}
 
     def load_state(self, state: dict[str, np.ndarray]) -> None:
-        self.uploads = {int(client): weights for client, weights in state.items()}
+        self.uploads = {int(client): state[client] for client in sorted(state, key=int)}
 
 
 class Ensemble(OneShot):
@@ -119,11 +137,27 @@ class Ensemble(OneShot):
         return weights
 
     def evaluate(self, run: RunContext, weights: np.ndarray, images: Any = None) -> Evaluation:
-        mean = np.mean(list(run.runtime.predict(self.uploads, images).values()), axis=0)
+        given = run.runtime.predict(self.uploads, images).values()
+        mean = np.mean([np.exp(each) for each in given], axis=0)
         labels = run.data.test_labels if images is None else run.runtime.labels_of(images)
         right = mean[np.arange(len(labels)), labels].astype(np.float64)
         correct = int((mean.argmax(axis=1) == labels).sum())
         return Evaluation(correct, float(-np.log(np.maximum(right, 1e-12)).sum()), len(labels))
+
+    def check(self, config: RunConfig, generator: Generator | None) -> None:
+        super().check(config, generator)
+        if config.gradient_cosine_every:
+            raise SettingError("gradient_cosine_every: an ensemble has no weights to take gradients at; set it to 0")
+
+    def evaluate_at_clients(
+        self, run: RunContext, weights: np.ndarray, clients: Sequence[int]
+    ) -> list[Evaluation | None]:
+        data, found = run.data, []
+        for client in clients:
+            rows = data.held_out.of(client)
+            handle = run.runtime.put(data.images[rows], data.labels[rows])
+            found.append(self.evaluate(run, weights, handle) if len(rows) else None)
+        return found
 
     def models(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         return {}
@@ -170,7 +204,7 @@ class FedDF(OneShot):
             raise SettingError("feddf: data.public_fraction is 0, so there are no public images; raise it")
         given = run.runtime.predict(self.uploads, run.runtime.put(images, labels))
         # The mean of logits is that of log-probabilities but for a constant of each model and image.
-        logits = np.mean([np.log(np.maximum(each, 1e-12)) for each in given.values()], axis=0)
+        logits = np.mean(list(given.values()), axis=0)
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
         targets = (odds / odds.sum(axis=1, keepdims=True)).astype(np.float32)
         return self.train(run, weights if self.own_models else result.average(), images, targets)

@@ -26,7 +26,7 @@ from fl_ray.runtime.tasks import (
     TrainingPath,
 )
 
-__all__ = ["ClientPart", "Pending", "Phases", "RoundResult", "Runtime", "merge", "sum_evaluations"]
+__all__ = ["ClientPart", "Pending", "Phases", "RoundResult", "Runtime", "ServerWork", "merge", "sum_evaluations"]
 
 ClientPart = Literal["held_out", "partition"]
 
@@ -90,6 +90,12 @@ class RoundResult:
         return sum(record.train_loss * record.samples for record in self.included) / samples
 
 
+class ServerWork(Protocol):
+    """A function at a module's top level: it is called in another process."""
+
+    def __call__(self, host: Any, *arguments: Any) -> Any: ...
+
+
 class Pending(Protocol):
     """A training at the server that may still be going on."""
 
@@ -144,8 +150,8 @@ class Runtime(ABC):
 
     @abstractmethod
     def predict(self, models: Mapping[int, np.ndarray], images: Any = None) -> dict[int, np.ndarray]:
-        """Clients' own models' probabilities of the classes, float32 [N, classes] by client, on a handle's images or
-        on the global test images.
+        """Clients' own models' log-probabilities of the classes, float32 [N, classes] by client, on a handle's images
+        or on the global test images.
         """
 
     @abstractmethod
@@ -174,6 +180,10 @@ class Runtime(ABC):
         Args:
             training: its optimiser, step and batch size; default: the clients'.
         """
+
+    @abstractmethod
+    def on_server(self, work: ServerWork, *arguments: Any) -> Any:
+        """What ``work(host, *arguments)`` gives where the server trains."""
 
     @abstractmethod
     def score(

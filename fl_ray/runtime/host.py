@@ -21,7 +21,7 @@ from fl_ray.errors import FlRayError
 from fl_ray.model import optimizer_settings
 from fl_ray.randomness import numpy_generator
 from fl_ray.runtime import memory
-from fl_ray.runtime.base import sum_evaluations
+from fl_ray.runtime.base import ServerWork, sum_evaluations
 from fl_ray.runtime.batched import BatchedClients, BatchedTraining
 from fl_ray.runtime.host_tests import HostTests
 from fl_ray.runtime.local_training import Correction, Key, has_batch_norm, lr_factor, train_locally
@@ -347,6 +347,10 @@ class ClientHost(HostTests):
         with self._optimised_by(training):
             self._fit(x, y, 0, key, epochs, training=training, after_epoch=test)
         return found
+
+    def apply(self, work: ServerWork, *arguments: Any) -> Any:
+        """Whatever a method does at the server beyond training on images."""
+        return work(self, *arguments)
 
     @contextmanager
     def _optimised_by(self, training: TrainingConfig | None) -> Iterator[None]:

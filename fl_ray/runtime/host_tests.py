@@ -63,8 +63,14 @@ class HostTests:
         blocks = range(-(-len(labels) // EVALUATION_BLOCK))
         return sum_evaluations([self._evaluate(*self._block(images, labels, block)) for block in blocks])
 
+    def fresh(self, weights: np.ndarray, model: int) -> torch.nn.Module:
+        """A module of its own with these weights, of a model of the job's."""
+        made = make_resident(self.job, self.job.models[model], self.device)
+        made.layout.write(torch.from_numpy(weights))
+        return made.module
+
     def predict(self, weights: np.ndarray, client: int, images: np.ndarray | None = None) -> np.ndarray:
-        """A client's model's probabilities of the classes, float32 [N, classes], on uint8 ``images`` [N, C, H, W].
+        """A client's model's log-probabilities of the classes, float32 [N, classes], on uint8 ``images`` [N, C, H, W].
 
         Default: the global test images.
         """
@@ -75,7 +81,7 @@ class HostTests:
         with torch.no_grad():
             for start in range(0, len(images), EVALUATION_BLOCK):
                 x = self._shape.normalise(images[start : start + EVALUATION_BLOCK], self.device)
-                found.append(self.module(x.contiguous(memory_format=self._format)).float().softmax(dim=1).cpu())
+                found.append(self.module(x.contiguous(memory_format=self._format)).float().log_softmax(dim=1).cpu())
         return torch.cat(found).numpy()
 
     def evaluate_clients(

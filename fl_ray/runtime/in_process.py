@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from fl_ray.config import FleetConfig, TrainingConfig
 from fl_ray.devices.fleet import Fleet
-from fl_ray.runtime.base import ClientPart, Phases, RoundResult, Runtime, merge, sum_evaluations
+from fl_ray.runtime.base import ClientPart, Phases, RoundResult, Runtime, ServerWork, merge, sum_evaluations
 from fl_ray.runtime.host import ClientHost
 from fl_ray.runtime.memory import peak_memory_mb
 from fl_ray.runtime.tasks import Evaluation, Job, JobData, RoundSettings, Task, TrainingPath
@@ -91,6 +91,9 @@ class InProcessRuntime(Runtime):
         training: TrainingConfig | None = None,
     ) -> _Later:
         return _Later(lambda: self.host.train_on(*images, weights, round_number, epochs, training))
+
+    def on_server(self, work: ServerWork, *arguments: Any) -> Any:
+        return self.host.apply(work, *arguments)
 
     def score(
         self,

@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from fl_ray.config import FleetConfig, RayConfig, RunConfig, RuntimeConfig, TrainingConfig
 from fl_ray.devices.fleet import Fleet, draw_fleet
 from fl_ray.errors import FlRayError, LostActorsError, PlacementError
-from fl_ray.runtime.base import ClientPart, Phases, RoundResult, Runtime, merge, sum_evaluations
+from fl_ray.runtime.base import ClientPart, Phases, RoundResult, Runtime, ServerWork, merge, sum_evaluations
 from fl_ray.runtime.connection import Connection
 from fl_ray.runtime.memory import keep_freed_memory, peak_memory_mb
 from fl_ray.runtime.placement import Slot, plan_slots
@@ -399,6 +399,9 @@ class RayRuntime(Runtime):
         training: TrainingConfig | None = None,
     ) -> _OnServer:
         return self._on_server("train_on", *images, weights, round_number, epochs, training)
+
+    def on_server(self, work: ServerWork, *arguments: Any) -> Any:
+        return self._on_server("apply", work, *arguments).result()
 
     def score(
         self,

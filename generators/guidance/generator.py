@@ -18,7 +18,8 @@ from generators.pipelines import to_pixels
 
 __all__ = ["GuideSource", "GuidedGenerator"]
 
-_SMALLER_STEPS = 3  # halvings of eta for an image whose gradient is not finite
+_SCALES = (1.0, 0.5, 0.25, 0.125, 0.0)  # of eta, for an image whose gradient is not finite; at last, none
+_KEPT = 2  # guides on the device: jobs come guide by guide
 
 
 class GuideSource(Protocol):
@@ -77,14 +78,16 @@ class GuidedGenerator(Generator):
 class _GuidedSampler(Sampler):
     def __init__(self, settings: GuidedGenerator, model: Denoiser, device: torch.device) -> None:
         self.settings, self.model, self.device = settings, model, device
-        self._guides: dict[int, ClassifierGuide] = {}  # placed once
-        self._counts = {"blocks": 0, "loss_first": 0.0, "loss_last": 0.0, "made_again": 0, "not_finite": 0}
+        self._guides: dict[int, ClassifierGuide] = {}
+        self._counts = {"blocks": 0, "loss_first": 0.0, "loss_last": 0.0, "made_again": 0, "unguided": 0}
 
     def sample(self, block: Block) -> np.ndarray:
         guide, label = divmod(block.label, self.settings.classes)
         if not 0 <= guide < len(self.settings.guides):
             raise ValueError(f"there is no guide {guide}, only 0..{len(self.settings.guides) - 1}")
         if guide not in self._guides:
+            if len(self._guides) >= _KEPT:
+                del self._guides[next(iter(self._guides))]
             self._guides[guide] = self.settings.guides[guide].load(self.device)
         seeds = image_seeds(block, self.settings.block_size)
         drawn = [torch.randn(self.model.shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
@@ -93,23 +96,26 @@ class _GuidedSampler(Sampler):
         return to_pixels(self._images(block, noise, labels, self._guides[guide]), self.settings.shape)
 
     def _images(self, block: Block, noise: Tensor, labels: Tensor, guide: ClassifierGuide) -> Tensor:
-        """The block's images; those with a gradient that is not finite made again with half the step."""
+        """The block's images; those with a gradient that is not finite made again with half the step, and half of that;
+        where that is still too much, without guidance.
+        """
         settings, made = self.settings.settings, torch.empty(0)
         missing = torch.ones(len(noise), dtype=torch.bool, device=noise.device)
-        for attempt in range(1 + _SMALLER_STEPS):
-            sampler = GuidedSampler(self.model, guide, replace(settings, eta=settings.eta / 2**attempt))
+        for scale in _SCALES:
+            if scale < 1:
+                self._counts["made_again"] += int(missing.sum())
+            if scale == 0:
+                self._counts["unguided"] += int(missing.sum())
+            sampler = GuidedSampler(self.model, guide, replace(settings, eta=scale * settings.eta))
             found = sampler(noise, labels, torch.Generator().manual_seed(block_seed(block)))
-            made = torch.where(missing[:, None, None, None], found, made) if attempt else found
-            if attempt == 0 and sampler.losses:
+            made = torch.where(missing[:, None, None, None], found, made) if scale < 1 else found
+            if scale == 1 and sampler.losses:
                 self._counts["blocks"] += 1
                 self._counts["loss_first"] += sampler.losses[0]
                 self._counts["loss_last"] += sampler.losses[-1]
-            missing = missing & sampler.broken
+            missing = missing & (sampler.broken | ~found.isfinite().flatten(1).all(dim=1))
             if not missing.any():
-                return made
-            if attempt < _SMALLER_STEPS:
-                self._counts["made_again"] += int(missing.sum())
-        self._counts["not_finite"] += int(missing.sum())
+                break
         return made
 
     def report(self) -> dict[str, float]:

@@ -45,7 +45,10 @@ class LatentDenoiser:
             part.requires_grad_(False)
         if sum(parameter.numel() for parameter in unet.parameters()) > _LARGE:
             unet.enable_gradient_checkpointing()
+            pipeline.vae.enable_gradient_checkpointing()
         pixels = size or unet.config.sample_size * factor
+        if pixels % factor:
+            raise ValueError(f"size is {size}, but it must be a multiple of {factor}, the decoder's scale")
         self.shape = (unet.config.in_channels, pixels // factor, pixels // factor)
         with torch.no_grad():
             negative = None if negative_prompt is None else [negative_prompt] * len(prompts)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from generators.base import LUMINANCE
+
 __all__ = ["ClassifierGuide", "Statistics", "batch_norms", "norm_distance"]
 
 Statistics = Literal["image", "batch"]
@@ -67,6 +69,7 @@ class ClassifierGuide:
     ) -> None:
         self.classifier = classifier.eval().requires_grad_(False)
         self.layers = batch_norms(classifier)
+        self.has_norms = bool(weight and self.layers)  # whether there is an L_BN to guide by
         self.weight, self.size, self.channels, self.statistics = weight, size, channels, statistics
         self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (mean, std))
 
@@ -75,20 +78,24 @@ class ClassifierGuide:
         if images.shape[-2:] != (self.size, self.size):
             images = functional.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
         if images.shape[1] != self.channels:
-            grey = images.mean(dim=1, keepdim=True)
+            grey = images
+            if images.shape[1] == 3:
+                grey = (images * images.new_tensor(LUMINANCE)[:, None, None]).sum(dim=1, keepdim=True)
             images = grey if self.channels == 1 else grey.expand(-1, self.channels, -1, -1)
         return (images - self.mean.to(images)) / self.std.to(images)
 
     def losses(self, images: Tensor, labels: Tensor, with_classes: bool = True) -> Tensor:
         """L_CE + lambda L_BN of each image [N]; without classes lambda L_BN alone."""
+        logits, distance = self.look(images)
+        weighted = self.weight * distance
+        return weighted + functional.cross_entropy(logits, labels, reduction="none") if with_classes else weighted
+
+    def look(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [N, classes], and L_BN of each image [N]: 0 where lambda is 0 or there are no norms."""
         with self._watched() as distances:
             logits = self.classifier(self.inputs(images))
-        total = torch.zeros(len(images), device=images.device, dtype=logits.dtype)
-        if with_classes:
-            total = functional.cross_entropy(logits, labels, reduction="none")
-        if self.weight and distances:
-            total = total + self.weight * torch.stack(distances).sum(dim=0)
-        return total
+        none = torch.zeros(len(images), device=images.device, dtype=logits.dtype)
+        return logits, torch.stack(distances).sum(dim=0) if distances else none
 
     @contextmanager
     def _watched(self) -> Iterator[list[Tensor]]:

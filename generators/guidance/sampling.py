@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from generators.guidance.losses import ClassifierGuide
 
@@ -138,9 +139,13 @@ class GuidedSampler:
         with torch.enable_grad():
             s = s.detach().requires_grad_()
             clean = clean_estimate(s, self.model.predict(s, t, labels), self._alpha_bar(t))
-            losses = self.guide.losses(self.model.decode(clean), labels, with_classes)
-            (gradient,) = torch.autograd.grad(losses.sum(), s)
-        self.losses.append(float(losses.detach().mean()))
+            logits, distance = self.guide.look(self.model.decode(clean))
+            norms = self.guide.weight * distance
+            whole = norms + functional.cross_entropy(logits, labels, reduction="none")
+            # Classes alone guide where there are no norms, whatever was asked.
+            chosen = whole if with_classes or not self.guide.has_norms else norms
+            (gradient,) = torch.autograd.grad(chosen.sum(), s)
+        self.losses.append(float(whole.detach().mean()))
         return gradient, clean.detach()
 
     def _alpha_bar(self, t: Tensor) -> Tensor:

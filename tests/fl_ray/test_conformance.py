@@ -41,6 +41,12 @@ GUIDED = {"with_generator": True, "method__images_per_class": 3, "method__block_
 OWN = {  # settings without which a method refuses a cohort of three
     "fedlmg": {**ONE_SHOT, **GUIDED},
     "feddf": ONE_SHOT,
+    "dense": {
+        **{name: value for name, value in ONE_SHOT.items() if name != "method__server_epochs"},
+        "method__turns": 2,
+        "method__generator_steps": 2,
+        "method__student_steps": 2,
+    },
     "ensemble": {name: value for name, value in ONE_SHOT.items() if "server" not in name},
     "prompts_only": {"with_generator": True, "method__images_per_class": 5},
     "fimi": PLANNED,

@@ -17,8 +17,9 @@ from fl_ray.data.parts import prepare
 from fl_ray.errors import SettingError
 from fl_ray.experiment import Experiment
 from fl_ray.methods.fedlmg import teachers
-from fl_ray.model import ImageShape, WeightLayout, build_module
+from fl_ray.model import ImageShape, WeightLayout, build_module, initial_weights
 from fl_ray.recipes import make_component
+from fl_ray.replay import replay
 from fl_ray.runtime.base import Phases
 from fl_ray.runtime.start import open_runtime
 
@@ -73,6 +74,26 @@ def test_the_ensemble_is_the_mean_of_the_clients_probabilities(run_small: Run) -
     right = (mean.argmax(dim=1).numpy() == data.test_labels).mean()
     assert summary["final_accuracy"] == pytest.approx(right, abs=1e-9)
     assert right > 0.3
+
+
+def test_the_ensemble_is_tested_at_its_clients(run_small: Run) -> None:
+    _, summary = run_small(**COMMON, method__name="ensemble", data__client_test_fraction=0.3)
+    assert summary["client_accuracy"]["clients"] == 3
+    assert summary["client_accuracy"]["mean"] > 0.3  # an untrained model would be at a tenth
+
+
+def test_a_client_s_own_model_is_replayed(run_small: Run) -> None:
+    experiment, _ = run_small(**COMMON, method__name="ensemble")
+    for client in (0, 1):
+        (found,) = replay(experiment.folder.path, 1, client)
+        start = initial_weights(
+            make_component("model", dict(MODELS[client])),
+            ImageShape.of(prepare(experiment.config.data, 0).source),
+            experiment.config.training,
+            0,
+        )
+        own = WeightLayout(uploaded(experiment, client)).read().numpy()
+        np.testing.assert_allclose(found.update, own - start, atol=1e-6)
 
 
 def test_feddf_distils_the_mean_logits(run_small: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,6 +183,11 @@ def test_a_run_cut_at_its_end_keeps_the_uploads(
         ({"clients_per_round": 2}, "clients_per_round is 2"),
         ({"updates": [{"name": "clip", "norm": 1.0}]}, "leave updates out"),
         ({"method__client_models": [{"name": "mlq"}]}, "unknown name 'mlq'"),
+        ({"method__client_models": [5]}, "5 is neither a model's name"),
+        ({"method__client_models": ["cvae"]}, "cvae is no classifier"),
+        ({"gradient_cosine_every": 1}, "an ensemble has no weights"),
+        ({"runtime__training_path": "batched"}, "models of several kinds"),
+        ({"method__name": "feddf", "method__server_lr": 0.0}, "server_lr is 0.0, but it must be positive"),
     ],
 )
 def test_bad_settings(run_small: Run, changes: dict[str, Any], message: str) -> None:

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_modules.backbones import VGG16, MobileNetV2, MobileNetV3Small, ShuffleNetV2, SmallViT
 from lightning_modules.classifier import Classifier, OptimizerSettings
 from lightning_modules.exquisite import ExquisiteNetV1
-from lightning_modules.networks import MLP, VGG9, Dropout, ResNet18, SmallCNN
+from lightning_modules.networks import MLP, VGG9, Dropout, ResNet18, ResNet34, SmallCNN
 
 
 def count(network: nn.Module) -> int:
@@ -38,6 +39,45 @@ def test_output_shape(kind: type[nn.Module], channels: int, size: int) -> None:
 def test_too_small_images_are_refused(kind: type[nn.Module], size: int) -> None:
     with pytest.raises(ValueError, match="image_size"):
         kind(1, size, 10)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        MobileNetV2(1, 16, 2, width=0.25),
+        MobileNetV3Small(1, 16, 2, width=0.25),
+        ShuffleNetV2(1, 16, 2, width=0.5),
+        VGG16(1, 32, 2, width=8),
+        SmallViT(1, 16, 2),
+        ResNet34(1, 16, 2, width=4),
+        SmallCNN(1, 16, 2, batch_norm=True),
+    ],
+)
+def test_a_client_s_classifier_carries_a_signal(network: nn.Module) -> None:
+    """Different images get different logits after a few steps, and the first layer has a gradient: torch's default
+    initial weights starve a deep stack without norms.
+    """
+    torch.manual_seed(0)
+    size = 32 if isinstance(network, VGG16) else 16
+    x, y = torch.randn(8, 1, size, size), torch.arange(8) % 2
+    optimiser = torch.optim.SGD(network.parameters(), 0.02)
+    for _ in range(3):
+        optimiser.zero_grad()
+        logits = network(x)
+        torch.nn.functional.cross_entropy(logits, y).backward()
+        optimiser.step()
+    first = next(part for part in network.modules() if isinstance(part, nn.Conv2d))
+    assert logits.std(dim=0).min() > 1e-4
+    assert first.weight.grad.norm() > 1e-4
+
+
+def test_bad_sizes_of_backbones() -> None:
+    with pytest.raises(ValueError, match=r"width is 0\.7"):
+        ShuffleNetV2(1, 32, 10, width=0.7)
+    with pytest.raises(ValueError, match="image_size 8 is below 16"):
+        MobileNetV2(1, 8, 10)
+    with pytest.raises(ValueError, match=r"patch \(5\) must divide image_size \(32\)"):
+        SmallViT(1, 32, 10, patch=5)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("sgd", "SGD"), ("adam", "Adam"), ("adamw", "AdamW")])

@@ -120,6 +120,20 @@ def test_a_classifier_without_norms_guides_by_its_classes_alone() -> None:
     torch.testing.assert_close(own.losses(images, labels), expected)
 
 
+def test_editing_by_norms_alone_falls_back_on_classes_where_there_are_no_norms(unet: nn.Module) -> None:
+    noise, labels = start(2)
+    found = {}
+    for kind, norms in (("with", True), ("without", False)):
+        own = guide(0.3, norms=norms)
+        sampler = GuidedSampler(Pixels(unet, schedule()), own, GuidanceSettings(steps=4))
+        sampler.model.scheduler.set_timesteps(4)
+        t = sampler.model.scheduler.timesteps[0]
+        found[kind] = [sampler.gradient(noise, t, labels, with_classes=every)[0] for every in (True, False)]
+        assert sampler.losses[0] == pytest.approx(sampler.losses[1])  # the whole loss is told in both
+    assert not torch.allclose(*found["with"])
+    assert torch.equal(*found["without"])
+
+
 def test_images_come_as_the_classifier_takes_them() -> None:
     own = ClassifierGuide(classifier(), 0.1, 16, 3, [0.1, 0.2, 0.3], [1.0, 2.0, 4.0])
     made = own.inputs(torch.full((2, 1, 8, 8), 0.5))

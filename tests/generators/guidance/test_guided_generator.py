@@ -17,7 +17,7 @@ from generators.guidance.generator import GuidedGenerator
 from generators.guidance.losses import ClassifierGuide
 from generators.guidance.sampling import GuidanceSettings
 from generators.noise import NoiseGenerator
-from generators.pool import LocalPool
+from generators.pool import GeneratorPool, LocalPool
 
 CLASSES, SIZE = 3, 8
 
@@ -40,6 +40,13 @@ class Broken(Towards):
     def forward(self, x: Tensor) -> Tensor:
         flat = x.detach().abs().amax(dim=(1, 2, 3)) < 1000
         return super().forward(x * torch.where(flat, 1.0, float("nan"))[:, None, None, None])
+
+
+class Hopeless(Towards):
+    """Its gradient is never finite."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * float("nan")
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,7 @@ def test_each_guide_pulls_its_own_way(trained: tuple[DiffusionGenerator, Path]) 
     counted = sampler.report()
     assert counted["blocks"] == 4
     assert counted["loss_last"] < counted["loss_first"]
-    assert counted["made_again"] == counted["not_finite"] == 0
+    assert counted["made_again"] == counted["unguided"] == 0
 
 
 def test_an_image_is_fixed_whatever_is_made_before_it(trained: tuple[DiffusionGenerator, Path]) -> None:
@@ -127,6 +134,30 @@ def test_bad_input(trained: tuple[DiffusionGenerator, Path]) -> None:
     sampler = guided(trained, BOTH).load(trained[1], torch.device("cpu"))
     with pytest.raises(ValueError, match="there is no guide 2"):
         sampler.sample(Block(0, 2 * CLASSES, 0))
-    assert not NoiseGenerator().guidable
-    with pytest.raises(TypeError, match="no diffusion model to guide"):
-        NoiseGenerator().denoiser(trained[1], torch.device("cpu"))
+    with pytest.raises(ValueError, match="no diffusion model that classifiers could guide"):
+        NoiseGenerator().check_guidable(1)
+    with pytest.raises(ValueError, match="recurrence is 2; take ddim or ddpm"):
+        DiffusionGenerator().check_guidable(2)
+    trained[0].check_guidable(2)
+
+
+def test_what_never_has_a_finite_gradient_is_sampled_without_guidance(
+    trained: tuple[DiffusionGenerator, Path],
+) -> None:
+    sampler = guided(trained, [Source(Hopeless, 1.0)]).load(trained[1], torch.device("cpu"))
+    free = guided(trained, [Source(Hopeless, 1.0)], edits=0, eta=0.0).load(trained[1], torch.device("cpu"))
+    assert np.array_equal(sampler.sample(Block(0, 1, 0)), free.sample(Block(0, 1, 0)))
+    assert sampler.report()["unguided"] == 4
+    assert sampler.report()["made_again"] == 4 * 4
+
+
+def test_actors_make_the_same_images(trained: tuple[DiffusionGenerator, Path], ray_session: None) -> None:
+    blocks = [Block(0, label, 0) for label in (0, 5)]
+    generator = guided(trained, BOTH)
+    here = dict(LocalPool(generator, trained[1]).make(blocks))
+    pool = GeneratorPool(generator, trained[1], 1, 0, 0, 1, 180)
+    there = dict(pool.make(blocks))
+    counted = pool.report()
+    pool.close()
+    assert all(np.array_equal(here[block], there[block]) for block in blocks)
+    assert counted["blocks"] == 2

@@ -72,9 +72,27 @@ def test_the_guide_s_loss_falls_through_the_decoder(model: Path, tmp_path: Path)
     assert own.losses(guided, labels).mean() < own.losses(free, labels).mean()
 
 
+def test_a_large_model_computes_its_activations_again(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradients = []
+    for most in (10**8, 0):
+        monkeypatch.setattr("generators.guidance.latent._LARGE", most)
+        denoiser = fitted(model, tmp_path).denoiser(tmp_path, CPU)
+        assert denoiser.pipeline.unet.is_gradient_checkpointing == (most == 0)
+        assert denoiser.pipeline.vae.is_gradient_checkpointing == (most == 0)
+        sampler = GuidedSampler(denoiser, guide(), GuidanceSettings(steps=4))
+        denoiser.scheduler.set_timesteps(4)
+        noise = torch.randn(1, *denoiser.shape, generator=torch.Generator().manual_seed(0))
+        gradients.append(sampler.gradient(noise, denoiser.scheduler.timesteps[1], torch.tensor([1]))[0])
+    torch.testing.assert_close(*gradients)
+
+
 def test_what_can_not_be_guided_is_refused(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="precision is fp16"):
         fitted(model, tmp_path, precision="fp16").denoiser(tmp_path, CPU)
+    with pytest.raises(ValueError, match="size is 17, but it must be a multiple of 2"):
+        fitted(model, tmp_path, size=17).denoiser(tmp_path, CPU)
     pipeline = fitted(model, tmp_path).pipeline(tmp_path, CPU, torch.float32)
     pipeline.scheduler.register_to_config(prediction_type="v_prediction")
     with pytest.raises(ValueError, match="predicts v_prediction"):
