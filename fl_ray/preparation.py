@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,9 @@ def make_context(
 ) -> tuple[RunContext, np.ndarray]:
     """The run's parts, with the backend opened; and the weights that it starts from."""
     given = data
+    began = time.perf_counter()
     data, fleet = method.equip(config, given, draw_fleet(config.fleet, config.data.clients, config.seed), synthesis)
+    equipped_s = time.perf_counter() - began
     shape = ImageShape.of(data.source)
     layout = WeightLayout(build_module(config.model, shape, config.training))
     # What isn't sent isn't compressed either.
@@ -84,6 +87,7 @@ def make_context(
         synthesis=synthesis,
         ledger=synthesis.spent() if synthesis is not None else Ledger(),
     )
+    context.phases.seconds["synthesis"] += equipped_s  # of methods that plan, and make the devices' images, beforehand
     with context.phases.phase("start"):
         runtime.open(job, arrays, config.fleet, fleet, config.cohort_size)
     seen = runtime.shared()  # in Ray's shared memory: the driver needs no second copy
