@@ -38,11 +38,14 @@ class SmallClassifier:
             fit_steps(module, _scaled(images), y, _BATCH, steps, lambda *told: None, seed=seed)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._network = nn.Sequential(*module.network).eval().to(device)
-        self._device = device
+        self._device, self._scale = device, 1.0
+        self._scale = float(np.sqrt(np.mean(self.features(images) ** 2))) or 1.0
 
     def features(self, images: np.ndarray) -> np.ndarray:
-        """The penultimate layer, float64 [N, 64]."""
-        return self._through(self._network[:-1], images)
+        """The penultimate layer, float64 [N, 64], over its root mean square on the images of the training: KID's kernel,
+        a cubic polynomial, is made for features of about that size.
+        """
+        return self._through(self._network[:-1], images) / self._scale
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """The likeliest class of each image, int64 [N]."""

@@ -25,7 +25,8 @@ def test_it_learns_and_its_features_tell_the_classes_apart() -> None:
     assert features.shape == (120, 64)
     assert (features == two.features(images)).all()
     assert (features != SmallClassifier(images, labels, 2, 6, 60).features(images)).any()
-    logits = features @ one._network[-1].weight.detach().cpu().double().numpy().T
+    assert np.sqrt((features**2).mean()) == pytest.approx(1)
+    logits = one._scale * features @ one._network[-1].weight.detach().cpu().double().numpy().T
     logits += one._network[-1].bias.detach().cpu().double().numpy()
     assert (logits.argmax(axis=1) == one.predict(images)).all()
 
