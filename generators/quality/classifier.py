@@ -42,7 +42,7 @@ class SmallClassifier:
         self._scale = float(np.sqrt(np.mean(self.features(images) ** 2))) or 1.0
 
     def features(self, images: np.ndarray) -> np.ndarray:
-        """The penultimate layer, float64 [N, 64], over its root mean square on the images of the training: KID's kernel,
+        """The penultimate layer, float64 [N, 64], over its root mean square on the training images: KID's kernel,
         a cubic polynomial, is made for features of about that size.
         """
         return self._through(self._network[:-1], images) / self._scale
