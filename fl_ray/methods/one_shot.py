@@ -12,7 +12,7 @@ import numpy as np
 
 from fl_ray.config import RunConfig, TrainingConfig
 from fl_ray.context import RunContext
-from fl_ray.errors import SettingError
+from fl_ray.errors import SettingError, TooFewClientsError
 from fl_ray.methods.base import Method, require_counts
 from fl_ray.model import ImageShape, build_module, initial_weights
 from fl_ray.recipes import make_component
@@ -60,6 +60,7 @@ class OneShot(Method):
         self.server_epochs = server_epochs
         self.server_training = TrainingConfig("sgd", server_lr, server_momentum, server_weight_decay, server_batch_size)
         self.uploads: dict[int, np.ndarray] = {}
+        self._samples = 0  # that the server's training had
 
     def check(self, config: RunConfig, generator: Generator | None) -> None:
         if config.rounds != 1:
@@ -98,7 +99,7 @@ class OneShot(Method):
     def aggregate(self, run: RunContext, round_number: int, weights: np.ndarray, result: RoundResult) -> np.ndarray:
         self.uploads = dict(sorted(result.weights.items()))
         if not self.uploads:
-            raise SettingError("no client's classifier came in, so the server has nothing to learn from")
+            raise TooFewClientsError("no client's classifier came in, so the server has nothing to learn from")
         return self.learn(run, weights, result)
 
     @abstractmethod
@@ -115,7 +116,7 @@ class OneShot(Method):
         return trained
 
     def server_samples(self, run: RunContext, round_number: int) -> int:
-        return getattr(self, "_samples", 0) * self.server_epochs
+        return self._samples * self.server_epochs
 
     def uploaded(self) -> dict[int, np.ndarray]:
         return self.uploads
