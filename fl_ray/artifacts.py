@@ -26,15 +26,14 @@ def write_models(run: RunContext, method: Method, weights: np.ndarray, best: np.
     """model.safetensors, best_model.safetensors where there is one best model, and what clients have uploaded."""
     from safetensors.torch import save_file
 
-    config = run.config
-    layout = WeightLayout(build_module(config.model, ImageShape.of(run.data.source), config.training))
+    config, shape = run.config, ImageShape.of(run.data.source)
+    layout = WeightLayout(build_module(config.model, shape, config.training))
     tensors: dict[str, torch.Tensor] = {}
     for prefix, values in method.models(weights).items():
         tensors |= {f"{prefix}{name}": tensor for name, tensor in layout.named(values).items()}
     save_file(tensors, run.folder / "model.safetensors", {"format": "pt"})
     for client, values in method.uploaded().items():
-        model = method.own_models[client % len(method.own_models)] if method.own_models else config.model
-        own = WeightLayout(build_module(model, ImageShape.of(run.data.source), config.training))
+        own = WeightLayout(build_module(method.model_of(config, client), shape, config.training))
         path = run.folder / "uploads" / f"client_{client:04d}.safetensors"
         path.parent.mkdir(exist_ok=True)
         save_file(own.named(values), path, {"format": "pt"})

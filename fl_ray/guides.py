@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.numpy import load_file, save
+from torch import nn
 
 from fl_ray.config import Component, TrainingConfig
 from fl_ray.model import ImageShape, WeightLayout, build_module
@@ -17,7 +18,7 @@ from fl_ray.randomness import seeded_torch
 from generators.cache import write_whole
 from generators.guidance.losses import ClassifierGuide, Statistics
 
-__all__ = ["UploadedClassifier", "keep_upload"]
+__all__ = ["UploadedClassifier", "guide_of", "keep_upload"]
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,15 @@ class UploadedClassifier:
         with seeded_torch(self.seed, "init"):  # for buffers that are drawn and not sent
             module = build_module(self.model, self.shape, TrainingConfig()).to(device)
         WeightLayout(module).write(torch.from_numpy(load_file(self.path)["weights"]))
-        shape = self.shape.unit() if getattr(module, "wants_unit_images", False) else self.shape
-        mean, std = list(shape.mean), list(shape.std)
-        return ClassifierGuide(module, self.norm_weight, shape.size, shape.channels, mean, std, self.statistics)
+        return guide_of(module, self.shape, self.norm_weight, self.statistics)
+
+
+def guide_of(module: nn.Module, shape: ImageShape, norm_weight: float, statistics: Statistics) -> ClassifierGuide:
+    """A classifier of images of this shape as a guide, with lambda ``norm_weight``."""
+    if getattr(module, "wants_unit_images", False):
+        shape = shape.unit()
+    mean, std = list(shape.mean), list(shape.std)
+    return ClassifierGuide(module, norm_weight, shape.size, shape.channels, mean, std, statistics)
 
 
 def keep_upload(

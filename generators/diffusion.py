@@ -20,7 +20,7 @@ from generators.base import (
     require_positive,
     to_uint8,
 )
-from generators.pipelines import SchedulerName, dtype_of, swap_scheduler
+from generators.pipelines import SchedulerName, check_recurrence, dtype_of, swap_scheduler
 from lightning_modules.diffusion import ClassConditionalDDPM, default_widths, make_unet
 
 __all__ = ["ClassConditionalPipeline", "DiffusionGenerator", "PixelDenoiser"]
@@ -175,10 +175,7 @@ class DiffusionGenerator(Generator):
         return PixelDenoiser(self._pipeline(folder, device), self.guidance, dtype)
 
     def check_guidable(self, recurrence: int) -> None:
-        if recurrence > 1 and self.sampler == "dpmpp":
-            raise ValueError(
-                f"sampler is dpmpp, which looks back several steps, but recurrence is {recurrence}; take ddim or ddpm"
-            )
+        check_recurrence("sampler", self.sampler, recurrence)
 
     def _pipeline(self, folder: Path, device: torch.device) -> ClassConditionalPipeline:
         unet = UNet2DModel.from_pretrained(str(folder), subfolder="unet", low_cpu_mem_usage=False)

@@ -12,7 +12,16 @@ from torch import Tensor
 
 from generators.base import LUMINANCE, to_uint8
 
-__all__ = ["SCHEDULERS", "Precision", "SchedulerName", "dtype_of", "step_arguments", "swap_scheduler", "to_pixels"]
+__all__ = [
+    "SCHEDULERS",
+    "Precision",
+    "SchedulerName",
+    "check_recurrence",
+    "dtype_of",
+    "step_arguments",
+    "swap_scheduler",
+    "to_pixels",
+]
 
 SchedulerName = Literal["ddim", "ddpm", "dpmpp"]
 SCHEDULERS = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler, "dpmpp": DPMSolverMultistepScheduler}
@@ -46,6 +55,14 @@ def swap_scheduler(pipeline: DiffusionPipeline, name: SchedulerName | None) -> N
     # Latents reach beyond [-1, 1], and schedulers that can't clip them leave the setting to another's default: to clip.
     config.setdefault("clip_sample", False)
     pipeline.scheduler = kind.from_config(config)
+
+
+def check_recurrence(setting: str, name: SchedulerName | None, recurrence: int) -> None:
+    """Refuse to repeat steps of a scheduler that looks back several of them."""
+    if recurrence > 1 and name == "dpmpp":
+        raise ValueError(
+            f"{setting} is dpmpp, which looks back several steps, but recurrence is {recurrence}; take ddim or ddpm"
+        )
 
 
 def step_arguments(scheduler: SchedulerMixin, generators: list[torch.Generator]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from diffusers import DiffusionPipeline
 
 from generators.base import Block, Sampler, require_positive
 from generators.guidance.latent import LatentDenoiser
-from generators.pipelines import Precision, SchedulerName, dtype_of, swap_scheduler, to_pixels
+from generators.pipelines import Precision, SchedulerName, check_recurrence, dtype_of, swap_scheduler, to_pixels
 from generators.pretrained import PretrainedGenerator, PretrainedSampler, wanted, weights_digest
 
 __all__ = ["TextToImage"]
@@ -141,10 +141,7 @@ class TextToImage(PretrainedGenerator):
     def check_guidable(self, recurrence: int) -> None:
         if self.precision == "fp16":
             raise ValueError("precision is fp16, whose range guided sampling overflows; set it to bf16, fp32 or auto")
-        if recurrence > 1 and self.scheduler == "dpmpp":
-            raise ValueError(
-                f"scheduler is dpmpp, which looks back several steps, but recurrence is {recurrence}; take ddim or ddpm"
-            )
+        check_recurrence("scheduler", self.scheduler, recurrence)
 
     def _lora_folder(self) -> Path:
         folder = Path(self.lora).expanduser()

@@ -21,6 +21,7 @@ from fl_ray.data.parts import FederatedData, prepare
 from fl_ray.errors import OutputError, SettingError
 from fl_ray.experiment import check
 from fl_ray.federated_generator import make_synthesis
+from fl_ray.guides import guide_of
 from fl_ray.methods.base import Method
 from fl_ray.methods.fedlmg import FedLMG
 from fl_ray.model import ImageShape, WeightLayout, build_module
@@ -30,7 +31,6 @@ from fl_ray.randomness import key_seed, numpy_generator, seeded_torch
 from fl_ray.run_folder import RunFolder
 from fl_ray.runtime.local_training import train_locally
 from fl_ray.runtime.start import open_runtime
-from generators.guidance.losses import ClassifierGuide
 from generators.quality.memorisation import Memorisation, equal_counts, memorisation
 
 __all__ = ["Audit", "ModelAudit", "audit_run"]
@@ -95,11 +95,10 @@ class _Auditor:
     ) -> None:
         self.config, self.method, self.data, self.folder, self.progress = config, method, data, folder, progress
         self.shape = ImageShape.of(data.source)
-        self.own = method.own_models or (config.model,)
 
     def run(self, shadows: int, steps: int, per_class: int) -> list[ModelAudit]:
         uploads = {
-            _number(file): self._load(file, self.own[_number(file) % len(self.own)])
+            _number(file): self._load(file, self._model_of(_number(file)))
             for file in sorted((self.folder / "uploads").glob("client_*.safetensors"))
         }
         audits = []
@@ -107,8 +106,7 @@ class _Auditor:
             self.progress.message(f"client {client}: attacking its classifier")
             found = ModelAudit(f"client {client}")
             rows, tests = self.data.partition.of(client), self._tests_like(client)
-            component = self.own[client % len(self.own)]
-            found.attacks = self._attacks(module, rows, tests, component, 1, shadows, client)
+            found.attacks = self._attacks(module, rows, tests, self._model_of(client), 1, shadows, client)
             if steps:
                 found.inverted, found.recognised = self._invert(client, uploads, rows, tests, steps, per_class)
             audits.append(found)
@@ -128,6 +126,9 @@ class _Auditor:
         if isinstance(self.method, FedLMG) and uploads:
             self._guided(uploads, audits)
         return audits
+
+    def _model_of(self, client: int) -> Component:
+        return self.method.model_of(self.config, client)
 
     def _load(self, file: Path, component: Component) -> torch.nn.Module:
         module = build_module(component, self.shape, self.config.training)
@@ -203,11 +204,10 @@ class _Auditor:
         steps: int,
         per_class: int,
     ) -> tuple[Memorisation | None, float | None]:
-        data, shape = self.data, self.shape
+        data = self.data
         known = np.flatnonzero(data.counts(np.array([client]))[0])
         labels = np.repeat(known, per_class)
-        mean, std = list(shape.mean), list(shape.std)
-        guide = ClassifierGuide(uploads[client], 1.0, shape.size, shape.channels, mean, std, "batch")
+        guide = guide_of(uploads[client], self.shape, 1.0, "batch")
         images = invert(guide, labels, steps, key_seed(self.config.seed, "audit/inversion", client))
         right = []
         for other, module in uploads.items():

@@ -136,6 +136,10 @@ class Method(ABC):
         """What model.safetensors holds: flat weights by prefix of the tensors' names."""
         return {"": weights}
 
+    def model_of(self, config: RunConfig, client: int) -> Component:
+        """What a client trains."""
+        return self.own_models[client % len(self.own_models)] if self.own_models else config.model
+
     def uploaded(self) -> dict[int, np.ndarray]:
         """Clients' own models that the run keeps in ``uploads``, by client."""
         return {}

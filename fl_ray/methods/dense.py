@@ -11,7 +11,7 @@ than 32 pixels, and that each turn's images are drawn afresh.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fl_ray.config import TrainingConfig
 from fl_ray.context import RunContext
+from fl_ray.guides import guide_of
 from fl_ray.methods.base import require_counts
-from fl_ray.methods.one_shot import OneShot
-from fl_ray.model import WeightLayout
+from fl_ray.methods.one_shot import OneShot, ServerTraining
+from fl_ray.model import WeightLayout, optimizer_settings
 from fl_ray.randomness import seeded_torch
 from fl_ray.runtime.base import RoundResult
 from generators.guidance.losses import ClassifierGuide
@@ -32,19 +34,15 @@ __all__ = ["Dense", "DenseSettings", "ImageMaker", "distil"]
 
 @dataclass(frozen=True)
 class DenseSettings:
-    """As of ``Dense``; ``lr``, ``momentum`` and ``weight_decay`` are the student's."""
+    """As of ``Dense``."""
 
     turns: int
     generator_steps: int
     student_steps: int
-    batch_size: int
     latent: int
     generator_lr: float
     norm_weight: float
     adversarial_weight: float
-    lr: float
-    momentum: float
-    weight_decay: float
 
 
 class ImageMaker(nn.Sequential):
@@ -70,30 +68,33 @@ class ImageMaker(nn.Sequential):
 
 
 def distil(
-    host: Any, uploads: dict[int, np.ndarray], weights: np.ndarray, settings: DenseSettings, seed: int
+    host: Any,
+    uploads: dict[int, np.ndarray],
+    weights: np.ndarray,
+    settings: DenseSettings,
+    training: TrainingConfig,
+    seed: int,
 ) -> np.ndarray:
     """The student's weights [size] after all turns, from ``weights``; in the server's process.
 
     Args:
         host: the ``ClientHost`` there, whose models are used.
         uploads: clients' weights.
+        training: the student's.
     """
     device, shape = host.device, host.job.shape
-    guides = []
-    for client, values in uploads.items():
-        module = host.fresh(values, host.job.model_of(client))
-        mean, std = list(shape.mean), list(shape.std)
-        guides.append(ClassifierGuide(module, settings.norm_weight, shape.size, shape.channels, mean, std, "batch"))
+    guides = [
+        guide_of(host.fresh(values, host.job.model_of(client)), shape, settings.norm_weight, "batch")
+        for client, values in uploads.items()
+    ]
     student = host.fresh(weights, 0)
     with seeded_torch(seed, "dense"):
         maker = ImageMaker(settings.latent, shape.channels, shape.size).to(device)
         making = torch.optim.Adam(maker.parameters(), settings.generator_lr)
-        learning = torch.optim.SGD(
-            student.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
-        )
+        learning = optimizer_settings(training).make(student.parameters())
 
         def draw() -> tuple[Tensor, Tensor]:
-            count = settings.batch_size
+            count = training.batch_size
             return torch.randn(count, settings.latent).to(device), torch.randint(0, shape.classes, (count,)).to(device)
 
         for _ in range(settings.turns):
@@ -147,7 +148,7 @@ class Dense(OneShot):
         latent: length of the generator's noise.
         generator_lr: of its Adam.
         norm_weight, adversarial_weight: lambda_bn and lambda_adv.
-        client_models, server_lr, server_momentum, server_weight_decay, server_batch_size: see ``OneShot``.
+        client_models, server: see ``OneShot``; of ``server``, the epochs do not count.
     """
 
     def __init__(
@@ -160,35 +161,23 @@ class Dense(OneShot):
         norm_weight: float = 1.0,
         adversarial_weight: float = 0.5,
         client_models: list[Any] | None = None,
-        server_lr: float = 0.01,
-        server_momentum: float = 0.9,
-        server_weight_decay: float = 1e-5,
-        server_batch_size: int = 128,
+        server: ServerTraining | None = None,
     ) -> None:
-        super().__init__(client_models, server_lr, server_momentum, server_weight_decay, server_batch_size)
+        super().__init__(client_models, server)
         require_counts(turns=turns, generator_steps=generator_steps, student_steps=student_steps, latent=latent)
         for name, value in {"norm_weight": norm_weight, "adversarial_weight": adversarial_weight}.items():
             if value < 0:
                 raise ValueError(f"{name} is {value}, but it must be at least 0")
         self.settings = DenseSettings(
-            turns,
-            generator_steps,
-            student_steps,
-            server_batch_size,
-            latent,
-            generator_lr,
-            norm_weight,
-            adversarial_weight,
-            server_lr,
-            server_momentum,
-            server_weight_decay,
+            turns, generator_steps, student_steps, latent, generator_lr, norm_weight, adversarial_weight
         )
 
     def learn(self, run: RunContext, weights: np.ndarray, result: RoundResult) -> np.ndarray:
-        run.notes["dense"] = asdict(self.settings)
-        return run.runtime.on_server(distil, self.uploads, weights, self.settings, run.config.seed)
+        known = self.settings, self.server.training(), run.config.seed
+        with run.phases.phase("train"):
+            return run.runtime.on_server(distil, self.uploads, weights, *known)
 
     def server_samples(self, run: RunContext, round_number: int) -> int:
         """What the student trains on; the generator's steps see as many images again, with every client's model."""
         settings = self.settings
-        return settings.turns * (settings.generator_steps + settings.student_steps) * settings.batch_size
+        return settings.turns * (settings.generator_steps + settings.student_steps) * self.server.batch_size

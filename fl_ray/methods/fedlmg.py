@@ -22,7 +22,7 @@ from fl_ray.context import RunContext
 from fl_ray.errors import SettingError
 from fl_ray.guides import keep_upload
 from fl_ray.methods.base import require_counts
-from fl_ray.methods.one_shot import OneShot
+from fl_ray.methods.one_shot import OneShot, ServerTraining
 from fl_ray.methods.reference import ServerOnly
 from fl_ray.model import ImageShape
 from fl_ray.runtime.base import RoundResult
@@ -66,8 +66,7 @@ class FedLMG(OneShot):
         statistics: L_BN over an ``image``'s places, as the released code has it, or over the ``batch`` of a block.
         renormalise: give the edited noise its norm back (our option).
         block_size: images made together.
-        client_models, server_lr, server_momentum, server_weight_decay, server_batch_size, server_epochs: see
-            ``OneShot``. The generator's ``steps`` and ``guidance`` are those of its sampling.
+        client_models, server: see ``OneShot``. The generator's ``steps`` and ``guidance`` are those of its sampling.
     """
 
     uses_generator = True
@@ -87,15 +86,9 @@ class FedLMG(OneShot):
         renormalise: bool = False,
         block_size: int = 10,
         client_models: list[Any] | None = None,
-        server_lr: float = 0.005,
-        server_momentum: float = 0.9,
-        server_weight_decay: float = 1e-5,
-        server_batch_size: int = 256,
-        server_epochs: int = 20,
+        server: ServerTraining | None = None,
     ) -> None:
-        super().__init__(
-            client_models, server_lr, server_momentum, server_weight_decay, server_batch_size, server_epochs
-        )
+        super().__init__(client_models, server)
         require_counts(images_per_class=images_per_class, block_size=block_size)
         if norm_weight < 0:
             raise ValueError(f"norm_weight is {norm_weight}, but it must be at least 0")
@@ -135,12 +128,11 @@ class FedLMG(OneShot):
         """Images that the clients' uploads guide, their classes, and the place in ``clients`` of who guided each."""
         known = run.data.counts(np.array(clients)) > 0
         shape, folder = ImageShape.of(run.data.source), run.synthesis.folder / "guides"
-        models = self.own_models or (run.config.model,)
         guides = [
             keep_upload(
                 folder,
                 self.uploads[client],
-                models[client % len(models)],
+                self.model_of(run.config, client),
                 shape,
                 self.norm_weight,
                 self.statistics,

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from fl_ray.config import RunConfig, TrainingConfig
 from fl_ray.context import RunContext
-from fl_ray.errors import SettingError, TooFewClientsError
+from fl_ray.errors import SettingError, TooFewClientsError, require
 from fl_ray.methods.base import Method, require_counts
 from fl_ray.model import ImageShape, build_module, initial_weights
 from fl_ray.recipes import make_component
@@ -20,7 +21,29 @@ from fl_ray.runtime.base import RoundResult
 from fl_ray.runtime.tasks import Evaluation, Task
 from generators.base import Generator
 
-__all__ = ["Ensemble", "FedDF", "OneShot"]
+__all__ = ["Ensemble", "FedDF", "OneShot", "ServerTraining"]
+
+
+@dataclass(frozen=True)
+class ServerTraining:
+    """The server's SGD; the defaults are FedLMG's."""
+
+    lr: float = 0.005
+    momentum: float = 0.9
+    weight_decay: float = 1e-5
+    batch_size: int = 256
+    epochs: int = 20
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, "method.server.lr", self.lr, "positive")
+        require(self.momentum >= 0, "method.server.momentum", self.momentum, "at least 0")
+        require(self.weight_decay >= 0, "method.server.weight_decay", self.weight_decay, "at least 0")
+        require(self.batch_size >= 1, "method.server.batch_size", self.batch_size, "at least 1")
+        require(self.epochs >= 1, "method.server.epochs", self.epochs, "at least 1")
+
+    def training(self) -> TrainingConfig:
+        """As the runtime takes it."""
+        return TrainingConfig("sgd", self.lr, self.momentum, self.weight_decay, self.batch_size)
 
 
 class OneShot(Method):
@@ -29,8 +52,7 @@ class OneShot(Method):
     Args:
         client_models: a model each (a name, or a mapping with its settings), by client number, begun again where there
             are more clients; default: all train the recipe's ``model``, which otherwise is the server's alone.
-        server_lr, server_momentum, server_weight_decay, server_batch_size: the server's SGD (FedLMG's values).
-        server_epochs: of the server's training.
+        server: how the server trains, see ``ServerTraining``.
     """
 
     needs = "individual"
@@ -40,25 +62,16 @@ class OneShot(Method):
     def __init__(
         self,
         client_models: list[Any] | None = None,
-        server_lr: float = 0.005,
-        server_momentum: float = 0.9,
-        server_weight_decay: float = 1e-5,
-        server_batch_size: int = 256,
-        server_epochs: int = 20,
+        server: ServerTraining | None = None,
     ) -> None:
-        require_counts(server_epochs=server_epochs, server_batch_size=server_batch_size)
-        for name, value in {"server_lr": server_lr, "server_weight_decay": server_weight_decay}.items():
-            if value < 0 or (name == "server_lr" and value == 0):
-                raise ValueError(f"{name} is {value}, but it must be {'positive' if 'lr' in name else 'at least 0'}")
-        if server_momentum < 0:
-            raise ValueError(f"server_momentum is {server_momentum}, but it must be at least 0")
+        # A recipe's settings come as mappings; jsonargparse has checked the keys.
+        self.server = ServerTraining(**server) if isinstance(server, dict) else server or ServerTraining()
+        self.server_epochs = self.server.epochs
         chosen = [{"name": each} if isinstance(each, str) else each for each in client_models or []]
         for each in chosen:
             if not isinstance(each, dict) or "name" not in each:
                 raise ValueError(f"client_models: {each!r} is neither a model's name nor a mapping with its name")
         self.own_models = tuple(make_component("model", dict(each)) for each in chosen)
-        self.server_epochs = server_epochs
-        self.server_training = TrainingConfig("sgd", server_lr, server_momentum, server_weight_decay, server_batch_size)
         self.uploads: dict[int, np.ndarray] = {}
         self._samples = 0  # that the server's training had
 
@@ -110,13 +123,13 @@ class OneShot(Method):
         """Train the server's model with cross-entropy against ``targets``, float32 [N, classes] or int64 [N]."""
         self._samples = len(images)
         handle = run.runtime.put(images, targets)
-        training = self.server_training
         with run.phases.phase("train"):
-            trained, _ = run.runtime.train_on_server(handle, weights, 0, self.server_epochs, training).result()
+            begun = run.runtime.train_on_server(handle, weights, 0, self.server.epochs, self.server.training())
+            trained, _ = begun.result()
         return trained
 
     def server_samples(self, run: RunContext, round_number: int) -> int:
-        return self._samples * self.server_epochs
+        return self._samples * self.server.epochs
 
     def uploaded(self) -> dict[int, np.ndarray]:
         return self.uploads
@@ -172,8 +185,7 @@ class FedDF(OneShot):
     Args:
         distil_on: ``public`` images (their labels are not used), or ``synthetic`` ones of the recipe's generator.
         images_per_class: of the synthetic ones.
-        client_models, server_lr, server_momentum, server_weight_decay, server_batch_size, server_epochs: see
-            ``OneShot``.
+        client_models, server: see ``OneShot``.
     """
 
     def __init__(
@@ -181,18 +193,17 @@ class FedDF(OneShot):
         distil_on: Literal["public", "synthetic"] = "public",
         images_per_class: int = 180,
         client_models: list[Any] | None = None,
-        server_lr: float = 0.005,
-        server_momentum: float = 0.9,
-        server_weight_decay: float = 1e-5,
-        server_batch_size: int = 256,
-        server_epochs: int = 20,
+        server: ServerTraining | None = None,
     ) -> None:
-        super().__init__(
-            client_models, server_lr, server_momentum, server_weight_decay, server_batch_size, server_epochs
-        )
+        super().__init__(client_models, server)
         require_counts(images_per_class=images_per_class)
         self.distil_on, self.images_per_class = distil_on, images_per_class
         self.uses_generator = distil_on == "synthetic"
+
+    def check(self, config: RunConfig, generator: Generator | None) -> None:
+        super().check(config, generator)
+        if self.distil_on == "public" and config.data.public_fraction == 0:
+            raise SettingError("feddf: data.public_fraction is 0, so there are no public images; raise it")
 
     def learn(self, run: RunContext, weights: np.ndarray, result: RoundResult) -> np.ndarray:
         if self.distil_on == "synthetic":
@@ -201,8 +212,6 @@ class FedDF(OneShot):
                 images, labels = run.synthesis.images(wanted, run.config.seed)
         else:
             images, labels = run.data.public_images, run.data.public_labels
-        if len(images) == 0:
-            raise SettingError("feddf: data.public_fraction is 0, so there are no public images; raise it")
         given = run.runtime.predict(self.uploads, run.runtime.put(images, labels))
         # The mean of logits is that of log-probabilities but for a constant of each model and image.
         logits = np.mean(list(given.values()), axis=0)

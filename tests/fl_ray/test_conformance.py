@@ -33,8 +33,8 @@ PLANNED = {  # a cell of which FIMI's family can make a plan
 ONE_SHOT = {
     "rounds": 1,
     "clients_per_round": None,
-    "method__server_batch_size": 32,
-    "method__server_epochs": 2,
+    "method__server__batch_size": 32,
+    "method__server__epochs": 2,
     "method__client_models": [{"name": "mlp", "hidden": [8]}, {"name": "small_cnn", "width": 2, "batch_norm": True}],
 }
 GUIDED = {"with_generator": True, "method__images_per_class": 3, "method__block_size": 3, "method__edits": 1}
@@ -42,7 +42,7 @@ OWN = {  # settings without which a method refuses a cohort of three
     "fedlmg": {**ONE_SHOT, **GUIDED},
     "feddf": ONE_SHOT,
     "dense": {
-        **{name: value for name, value in ONE_SHOT.items() if name != "method__server_epochs"},
+        **ONE_SHOT,
         "method__turns": 2,
         "method__generator_steps": 2,
         "method__student_steps": 2,

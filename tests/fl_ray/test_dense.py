@@ -27,8 +27,8 @@ class Fixed(nn.Module):
 
 
 def settings(**changes: Any) -> DenseSettings:
-    base = {"turns": 1, "generator_steps": 1, "student_steps": 1, "batch_size": 2, "latent": 4, "generator_lr": 1e-3}
-    base |= {"norm_weight": 0.0, "adversarial_weight": 0.5, "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0}
+    base = {"turns": 1, "generator_steps": 1, "student_steps": 1, "latent": 4, "generator_lr": 1e-3}
+    base |= {"norm_weight": 0.0, "adversarial_weight": 0.5}
     return DenseSettings(**{**base, **changes})
 
 
@@ -73,7 +73,7 @@ def test_a_student_learns_from_clients_without_any_image(run_small: Callable[...
     common |= {"training__local_epochs": 40, "method__client_models": [own]}
     _, teachers = run_small(**common, method__name="ensemble")
     _, student = run_small(
-        **common, method__name="dense", method__turns=15, method__server_batch_size=32, method__server_lr=0.05
+        **common, method__name="dense", method__turns=15, method__server__batch_size=32, method__server__lr=0.05
     )
     assert teachers["final_accuracy"] > 0.8
     assert student["final_accuracy"] > 0.2  # a tenth by chance

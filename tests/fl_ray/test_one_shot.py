@@ -40,8 +40,8 @@ GUIDED = {
     "method__images_per_class": 3,
     "method__block_size": 3,
     "method__edits": 1,
-    "method__server_epochs": 4,
-    "method__server_batch_size": 16,
+    "method__server__epochs": 4,
+    "method__server__batch_size": 16,
 }
 
 
@@ -108,7 +108,7 @@ def test_feddf_distils_the_mean_logits(run_small: Run, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(FedDF, "train", watched)
     experiment, _ = run_small(
-        **COMMON, method__name="feddf", method__server_lr=0.1, method__server_epochs=60, method__server_batch_size=16
+        **COMMON, method__name="feddf", method__server__lr=0.1, method__server__epochs=60, method__server__batch_size=16
     )
     data = prepare(experiment.config.data, experiment.config.seed)
     assert np.array_equal(seen["images"], data.public_images)
@@ -185,9 +185,10 @@ def test_a_run_cut_at_its_end_keeps_the_uploads(
         ({"method__client_models": [{"name": "mlq"}]}, "unknown name 'mlq'"),
         ({"method__client_models": [5]}, "5 is neither a model's name"),
         ({"method__client_models": ["cvae"]}, "cvae is no classifier"),
+        ({"method__name": "feddf", "data__public_fraction": 0.0}, "there are no public images"),
         ({"gradient_cosine_every": 1}, "an ensemble has no weights"),
         ({"runtime__training_path": "batched"}, "models of several kinds"),
-        ({"method__name": "feddf", "method__server_lr": 0.0}, "server_lr is 0.0, but it must be positive"),
+        ({"method__name": "feddf", "method__server__lr": 0.0}, r"method\.server\.lr is 0\.0, but it must be positive"),
     ],
 )
 def test_bad_settings(run_small: Run, changes: dict[str, Any], message: str) -> None:

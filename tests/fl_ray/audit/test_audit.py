@@ -109,7 +109,7 @@ def test_a_run_is_audited(run_small: Run, tmp_path: Path, call: Call) -> None:
     experiment, _ = run_small(
         method__name="fedlmg", with_generator=True, rounds=1, clients_per_round=None, data__clients=3,
         data__partition={"name": "iid"}, training__local_epochs=60, method__client_models=models,
-        method__images_per_class=3, method__block_size=3, method__edits=1, method__server_epochs=2,
+        method__images_per_class=3, method__block_size=3, method__edits=1, method__server__epochs=2,
     )  # fmt: skip
     done = call(
         "audit",
