@@ -19,7 +19,7 @@ from fl_ray.tracking import Tracker
 __all__ = ["end_tracking", "is_one_model", "log_model", "sample_grid", "write_models", "write_samples"]
 
 _SAMPLE_COLUMNS = 8
-_STATUS = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}  # ours: MLflow's
+_STATUS = {"finished": "FINISHED", "interrupted": "KILLED", "stopped": "KILLED", "failed": "FAILED"}  # ours: MLflow's
 
 
 def write_models(run: RunContext, method: Method, weights: np.ndarray, best: np.ndarray | None) -> None:

@@ -1,4 +1,4 @@
-"""The command line: ``fl-ray run | compare | quality | replay | plan | learning-curve | pretrain | generate | ...``.
+"""The command line: ``fl-ray run | compare | tune | quality | plan | learning-curve | pretrain | generate | ...``.
 
 Heavy packages are imported by the commands (``fl_ray.commands``), so that ``--help`` answers at once.
 """
@@ -21,6 +21,7 @@ _COMMANDS = {  # in fl_ray.commands
     "run": "experiments:run",
     "compare": "experiments:compare",
     "quality": "synthesis:quality",
+    "tune": "tuning:tune",
     "replay": "experiments:replay",
     "audit": "privacy:audit",
     "plan": "planning:plan",
@@ -30,6 +31,7 @@ _COMMANDS = {  # in fl_ray.commands
     "generate": "synthesis:generate",
     "partition": "catalogue:partition",
     "report": "reports:report",
+    "ui": "store:ui",
     "list": "catalogue:list_components",
 }
 _SETTINGS = (
@@ -38,6 +40,9 @@ _SETTINGS = (
 )
 _OPTIONS = ("--output", "--resume", "--seeds", "--jobs", "--help", "--version")
 _OWN = {  # options of one command alone: --round elsewhere means --rounds
+    "compare": ("--mlflow", "--filter", "--baseline"),
+    "tune": ("--trials",),
+    "ui": ("--port",),
     "replay": ("--round", "--client"),
     "audit": ("--shadows", "--inversion_steps", "--images_per_class"),
     "quality": ("--per_class", "--runs", "--inception", "--clip"),
@@ -67,10 +72,18 @@ def _parser() -> Any:
     run.add_argument("--output", type=str, default=None, metavar="DIR", help="default: runs/NAME-DATE")
     run.add_argument("--resume", type=str, default=None, metavar="DIR", help="go on with an interrupted run")
     compare = command("compare", "run a recipe's compare list, or several recipes, side by side", _SETTINGS)
-    compare.add_argument("recipes", nargs="+", type=str, help="YAML files")
+    compare.add_argument("recipes", nargs="*", type=str, help="YAML files")
     compare.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
     compare.add_argument("--output", type=str, default=None, metavar="DIR", help="goes on with what is there")
     compare.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time, each in its own process")
+    compare.add_argument("--mlflow", type=str, default=None, metavar="EXPERIMENT", help="read runs instead of running")
+    compare.add_argument("--filter", type=str, default=None, metavar="F", help="MLflow's, as \"tags.method = 'genfl'\"")
+    compare.add_argument("--baseline", type=str, default=None, metavar="LABEL", help="that the others are held against")
+    tune = command("tune", "search a recipe's settings: a study of many trials", _SETTINGS)
+    tune.add_argument("study", nargs="?", type=str, help="YAML file")
+    tune.add_argument("--trials", type=int, default=None, metavar="N", help="in place of the study's")
+    tune.add_argument("--output", type=str, default=None, metavar="DIR", help="default: runs/NAME-DATE")
+    tune.add_argument("--resume", type=str, default=None, metavar="DIR", help="go on with a study that was cut")
     quality = command("quality", "measure the images of a recipe's generators, beside real ones", _SETTINGS)
     quality.add_argument("recipe", type=str, help="YAML file; its compare list may hold several generators")
     quality.add_argument("--output", type=str, default=None, metavar="DIR", help="default: runs/NAME-quality-DATE")
@@ -120,6 +133,8 @@ def _parser() -> Any:
     report = command("report", "make reports again from what runs left")
     report.add_argument("folders", nargs="+", type=str, metavar="DIR", help="a run, a comparison, or several runs")
     report.add_argument("--output", type=str, default=None, metavar="DIR", help="for several runs: where it goes")
+    ui = command("ui", "MLflow's page for the tracking store, on this machine alone")
+    ui.add_argument("--port", type=int, default=5000, metavar="N", help="default: 5000")
     command("list", "list methods, data sets, partitioners, models and generators")
     return parser
 

@@ -19,12 +19,12 @@ from fl_ray.parallel_runs import PlannedRun, run_at_once
 from fl_ray.progress import Progress
 from fl_ray.recipes import apply_overrides, compare_entries, make_config, to_dict
 from fl_ray.run_folder import RunFolder, new_folder
-from fl_ray.runtime.base import Runtime
-from fl_ray.runtime.start import open_runtime
+from fl_ray.runtime.start import OpenRuntimes
 from fl_ray.summary import aggregate, outcome
 
 __all__ = [
     "Comparison",
+    "goes_on",
     "plan_comparison",
     "result_settings",
     "rows_of_runs",
@@ -137,30 +137,25 @@ def run_comparison(comparison: Comparison, output: Path, progress: Progress, job
         planned.append((name, label, config, run_folder_of(output, label, config.seed)))
     if jobs > 1:
         for _, label, config, folder in planned:
-            if not _goes_on(folder, config):
+            if not goes_on(folder, config):
                 RunFolder(folder).begin(config, label, _tags(comparison, label))
         run_at_once([PlannedRun(name, config, folder) for name, _, config, folder in planned], jobs, progress)
         return
-    runtimes: dict[str, Runtime] = {}
+    runtimes = OpenRuntimes(progress)
     failed: dict[str, FlRayError] = {}
     try:
         for name, label, config, folder in planned:
             progress.label = name
-            key = repr((config.runtime, config.ray))
-            if key not in runtimes:
-                for other in runtimes.values():
-                    other.close()
-                runtimes = {key: open_runtime(config, progress)}
-            resume = _goes_on(folder, config)
+            resume = goes_on(folder, config)
+            tags = _tags(comparison, label)
             try:
-                Experiment(config, folder, runtimes[key], progress, label, _tags(comparison, label), resume).run()
+                Experiment(config, folder, runtimes.of(config), progress, label, tags, resume).run()
             except (SettingError, InfeasibleError, TooFewClientsError) as error:  # its own; the others may do better
                 failed[name] = error
                 progress.message(f"failed: {error}")
     finally:
         progress.label = ""
-        for runtime in runtimes.values():
-            runtime.close()
+        runtimes.close()
     if failed:
         first = next(iter(failed.values()))
         if len(runs) == len(failed):
@@ -175,7 +170,7 @@ def _tags(comparison: Comparison, label: str) -> dict[str, str]:
     return {"comparison": comparison.name, "label": label}
 
 
-def _goes_on(folder: Path, config: RunConfig) -> bool:
+def goes_on(folder: Path, config: RunConfig) -> bool:
     """Whether the folder holds the run's beginning; otherwise it is made, empty."""
     if (folder / "config.yaml").exists() and same_settings(RunFolder(folder).config(), config):
         return True

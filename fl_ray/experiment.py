@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -111,14 +111,28 @@ class Experiment:
         A run that fails or is interrupted leaves its folder with what it had, and its status in summary.json. One that
         is refused before its first round (bad input) leaves no folder.
         """
+        steps = self.steps()
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return end.value
+
+    def steps(self) -> Generator[dict[str, Any], None, dict[str, Any]]:
+        """The same, round by round: yields the history's rows and returns the summary. To close it is to stop the run
+        there: the folder is left as by an interrupt, with the status ``stopped``.
+        """
         status, context = "failed", None
         try:
             context = self._prepare()
-            self._train(context)
+            yield from self._train(context)
             self._finish(context)
             status = "finished"
         except KeyboardInterrupt:
             status = "interrupted"
+            raise
+        except GeneratorExit:
+            status = "stopped"
             raise
         except FlRayError as error:
             trained = context is not None and context.phases.seconds.get("train", 0.0) > 0
@@ -172,7 +186,7 @@ class Experiment:
         if stored is None:
             self.tracker.inputs(data, self.config.data.name)
 
-    def _train(self, context: RunContext) -> None:
+    def _train(self, context: RunContext) -> Iterator[dict[str, Any]]:
         done = 0
         found = checkpoint.latest(self.folder / "checkpoints") if self.resume else None
         if found is not None:
@@ -201,6 +215,7 @@ class Experiment:
                     state = self._checkpoint(report.row["round"], context)
                     if every and report.row["round"] % every == 0:
                         checkpoint.save(self.folder / "checkpoints", state)
+                yield report.row
                 if self._best.stalled:
                     self.progress.message(
                         f"stopped after round {report.row['round']}: no rise of the test accuracy in "

@@ -72,10 +72,14 @@ class CrossEntropy:
         """
         if self._asked is None:
             raise ValueError("tell comes after ask")
-        broken = np.zeros(self.population) if violations is None else np.asarray(violations, dtype=float)
+        self.refit(self._asked, values, violations)
+        self._asked = None
+
+    def refit(self, candidates: np.ndarray, values: np.ndarray, violations: np.ndarray | None = None) -> None:
+        """As ``tell``, for candidates [at least elite, dimensions] that somebody else drew from this Gaussian."""
+        broken = np.zeros(len(candidates)) if violations is None else np.asarray(violations, dtype=float)
         keys = np.where(broken > 0, 0.0, np.nan_to_num(values, nan=np.inf))
-        best = self._asked[np.lexsort((keys, broken))[: self.elite]]
+        best = candidates[np.lexsort((keys, broken))[: self.elite]]
         keep = self.smoothing
         self.center = keep * self.center + (1 - keep) * best.mean(axis=0)
         self.spread = keep * self.spread + (1 - keep) * best.std(axis=0)
-        self._asked = None

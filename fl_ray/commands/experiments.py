@@ -69,6 +69,14 @@ def compare(options: Any, overrides: dict[str, Any]) -> int:
 
     if options.jobs < 1:
         raise SettingError(f"--jobs is {options.jobs}, but it must be at least 1")
+    if bool(options.recipes) == (options.mlflow is not None):
+        raise SettingError("fl-ray compare takes recipes, or --mlflow EXPERIMENT to read runs from the tracking store")
+    if options.mlflow is not None:
+        from fl_ray.commands.store import compare_store
+
+        return compare_store(options, overrides)
+    if options.filter is not None or options.baseline is not None:
+        raise SettingError("--filter and --baseline go with --mlflow EXPERIMENT")
     comparison = plan_comparison([load_recipe(path) for path in options.recipes], overrides, options.seeds)
     if options.print_config:
         print_configs(comparison.configs)

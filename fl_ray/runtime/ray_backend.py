@@ -15,13 +15,12 @@ from typing import Any, Literal
 
 import numpy as np
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from fl_ray.config import FleetConfig, RayConfig, RunConfig, RuntimeConfig, TrainingConfig
 from fl_ray.devices.fleet import Fleet, draw_fleet
 from fl_ray.errors import FlRayError, LostActorsError, PlacementError
 from fl_ray.runtime.base import ClientPart, Phases, RoundResult, Runtime, ServerWork, merge, sum_evaluations
+from fl_ray.runtime.bundles import Bundles, available
 from fl_ray.runtime.connection import Connection
 from fl_ray.runtime.memory import keep_freed_memory, peak_memory_mb
 from fl_ray.runtime.placement import Slot, plan_slots
@@ -125,7 +124,7 @@ class RayRuntime(Runtime):
         self.config, self._tell = config, tell or (lambda text: None)
         self._connection = connection or Connection(ray_config)
         self._slots: list[Slot] = []
-        self._group: PlacementGroup | None = None
+        self._bundles: Bundles | None = None
         self._actors: list[Any] = []
         self._loading: dict[int, ray.ObjectRef] = {}  # slots whose actor does not answer yet
         self._server: Any = None  # started when a method first trains on the server
@@ -160,7 +159,7 @@ class RayRuntime(Runtime):
             raise failure
 
     def _plan(self, config: FleetConfig, fleet: Fleet, cohort_size: int) -> list[Slot]:
-        return plan_slots(self.config, config, fleet, cohort_size, ray.cluster_resources())
+        return plan_slots(self.config, config, fleet, cohort_size, available())
 
     def open(self, job: Job, data: JobData, config: FleetConfig, fleet: Fleet, cohort_size: int) -> None:
         self._started()
@@ -182,7 +181,7 @@ class RayRuntime(Runtime):
         """Actors for new slots, in place of all there are."""
         self._release()
         self._tell(f"starting {len(slots)} client actors")
-        self._group = self._place(slots, ray.cluster_resources())
+        self._bundles = Bundles(slots, self.config)
         self._slots = slots
         self._actors = [self._actor(index, slot) for index, slot in enumerate(slots)]
         if self._job is not None:  # not where they are started ahead of their run
@@ -275,26 +274,13 @@ class RayRuntime(Runtime):
         fitting = [index for index in live if self._slots[index].tier == tier] or live
         return fitting[number % len(fitting)]
 
-    def _place(self, slots: list[Slot], cluster: dict[str, float]) -> PlacementGroup:
-        group = placement_group([dict(slot.bundle) for slot in slots], strategy=self.config.placement_strategy)
-        if not group.wait(self.config.placement_timeout_s):
-            remove_placement_group(group)
-            kinds = {slot.bundle for slot in slots}
-            asked = "; ".join(f"{sum(slot.bundle == kind for slot in slots)} x {dict(kind)}" for kind in kinds)
-            raise PlacementError(
-                f"Ray did not place the client actors within {self.config.placement_timeout_s:g} s. Asked for: {asked}."
-                f" The cluster has {cluster}, of which {ray.available_resources()} is free. Lower runtime.num_actors "
-                "or the tiers' cpus and bandwidth, wait for other jobs, or raise runtime.placement_timeout_s"
-            )
-        return group
-
     def _actor(self, index: int, slot: Slot) -> Any:
         bundle = dict(slot.bundle)
         return HostActor.options(
             num_cpus=bundle["CPU"],
             num_gpus=bundle.get("GPU", 0),
             resources={"bandwidth": bundle["bandwidth"]},
-            scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index),
+            scheduling_strategy=self._bundles.at(index),
         ).remote()
 
     def assign(self, tasks: Sequence[Task], live: Sequence[int]) -> dict[int, list[Task]]:
@@ -463,18 +449,10 @@ class RayRuntime(Runtime):
     def _release(self) -> None:
         for actor in [*self._actors, *([self._server] if self._server is not None else [])]:
             ray.kill(actor)
-        if self._group is not None:
-            remove_placement_group(self._group)
-            self._wait_until_free()
-        self._slots, self._actors, self._group, self._loading = [], [], None, {}
+        if self._bundles is not None:
+            self._bundles.release()
+        self._slots, self._actors, self._bundles, self._loading = [], [], None, {}
         self._server, self._server_ready = None, False
-
-    def _wait_until_free(self) -> None:
-        """Ray gives the bundles back a moment after it says so; the next placement would count them as taken."""
-        wanted = sum(dict(slot.bundle)["CPU"] for slot in self._slots)
-        deadline = time.monotonic() + 5
-        while ray.available_resources().get("CPU", 0.0) < wanted and time.monotonic() < deadline:
-            time.sleep(0.05)
 
     def close(self) -> None:
         self._starting.join()

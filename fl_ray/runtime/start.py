@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fl_ray.runtime.base import Runtime
     from fl_ray.runtime.connection import Connection
 
-__all__ = ["connect_ahead", "open_runtime"]
+__all__ = ["OpenRuntimes", "connect_ahead", "open_runtime"]
 
 _HEAVY = ("torch", "pytorch_lightning")
 _begun: list[Connection] = []
@@ -62,3 +62,25 @@ def open_runtime(config: RunConfig, progress: Progress | None = None, ahead: boo
     if tell is not None:
         tell("starting Ray" if config.ray.address is None else f"joining Ray at {config.ray.address}")
     return RayRuntime(config.runtime, config.ray, tell, config if ahead else None, connection)
+
+
+class OpenRuntimes:
+    """The backend of one run after another: kept while the next run's settings ask for the same."""
+
+    def __init__(self, progress: Progress | None = None) -> None:
+        self._progress = progress
+        self._key, self._open = "", None
+
+    def of(self, config: RunConfig) -> Runtime:
+        """The backend that the run's settings ask for."""
+        key = repr((config.runtime, config.ray))
+        if self._open is None or key != self._key:
+            self.close()
+            self._key, self._open = key, open_runtime(config, self._progress)
+        return self._open
+
+    def close(self) -> None:
+        """Close what is open."""
+        if self._open is not None:
+            self._open.close()
+        self._open = None

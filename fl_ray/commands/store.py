@@ -1,0 +1,54 @@
+"""``fl-ray compare --mlflow`` and ``fl-ray ui``: the tracking store, read."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fl_ray.commands.output import default_output, print_table
+from fl_ray.errors import SettingError
+
+__all__ = ["compare_store", "ui"]
+
+
+def _uri(overrides: Mapping[str, Any], command: str) -> str:
+    """The store that the overrides name, else the one of this folder."""
+    from fl_ray.recipes import apply_overrides, make_config
+    from fl_ray.tracking import tracking_uri
+
+    others = sorted(key for key in overrides if not key.startswith("tracking."))
+    if others:
+        raise SettingError(f"{command} reads a tracking store and runs nothing; leave --{others[0]} out")
+    return tracking_uri(make_config(apply_overrides({}, overrides)))
+
+
+def compare_store(options: Any, overrides: Mapping[str, Any]) -> int:
+    """A comparison's table and figures from the tracking store alone."""
+    from fl_ray.report.store_report import store_report
+    from fl_ray.run_folder import new_folder
+    from fl_ray.store_comparison import runs_of_experiment
+
+    uri = _uri(overrides, "fl-ray compare --mlflow")
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise SettingError(f"tracking.uri {uri}: there is no such file; give --tracking.uri")
+    runs = runs_of_experiment(uri, options.mlflow, options.filter or "")
+    output = new_folder(Path(options.output) if options.output else default_output(options.mlflow))
+    table = store_report(uri, options.mlflow, runs, options.baseline, output)
+    print_table(*table, f"{options.mlflow}, from the tracking store")
+    print(f"report: {output / 'report.html'}")
+    return 0
+
+
+def ui(options: Any, overrides: Mapping[str, Any]) -> int:
+    """MLflow's page for the store, on this machine alone, until it is interrupted."""
+    uri = _uri(overrides, "fl-ray ui")
+    if uri.startswith("http"):
+        print(f"MLflow's page is {uri}")
+        return 0
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    command += ["--host", "127.0.0.1", "--port", str(options.port)]
+    print(f"MLflow's page: http://127.0.0.1:{options.port} (Ctrl-C ends it)", flush=True)
+    return subprocess.run(command, check=False).returncode

@@ -1,0 +1,58 @@
+"""``fl-ray tune``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from fl_ray.commands.output import default_output, print_config, print_table
+from fl_ray.errors import SettingError
+
+__all__ = ["tune"]
+
+
+def tune(options: Any, overrides: dict[str, Any]) -> int:
+    """Run a study, or go on with one."""
+    import optuna
+
+    from fl_ray.studies.settings import load_study
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if (options.study is None) == (options.resume is None):
+        raise SettingError("fl-ray tune takes a study, or --resume DIR")
+    if options.trials is not None and options.trials < 1:
+        raise SettingError(f"--trials is {options.trials}, but it must be at least 1")
+    if options.resume is not None and (overrides or options.output):
+        given = f"--{min(overrides)}" if overrides else "--output"
+        raise SettingError(f"--resume goes on with the study in {options.resume}; leave {given} out")
+    if options.resume is None:
+        study = load_study(Path(options.study), overrides, options.trials)
+        if options.print_config:
+            print_config(study.base())
+            return 0
+    from fl_ray.progress import Progress
+    from fl_ray.report.study_report import study_report
+    from fl_ray.studies.run_study import begin_study, resume_study, run_study
+    from fl_ray.studies.tracking import end_study
+
+    if options.resume is not None:
+        output = Path(options.resume)
+        study = resume_study(output, options.trials)
+    else:
+        output = Path(options.output) if options.output else default_output(study.name)
+        study = begin_study(study, output)
+    status = "FAILED"
+    try:
+        run_study(study, output, Progress())
+        table = study_report(study, output)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        print(f"fl-ray: go on with fl-ray tune --resume {output}", file=sys.stderr)
+        raise
+    finally:
+        end_study(study, output, status)
+    print_table(*table, f"{study.name}: {', '.join(study.metric)} by {study.algorithm.name}")
+    print(f"report: {output / 'report.html'}")
+    return 0

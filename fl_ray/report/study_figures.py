@@ -1,0 +1,125 @@
+"""Figures of a study: history, importance, parallel coordinates, and the front of accuracy, energy and time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from fl_ray.report.figures import new_figure
+
+__all__ = ["front_figure", "history_figure", "importance_figure", "on_the_front", "parallel_figure"]
+
+_COSTS = (("energy_j", "energy of devices [J]"), ("virtual_time_s", "virtual time [s]"))
+
+
+def history_figure(values: Mapping[str, Sequence[float | None]], modes: Sequence[str]) -> Figure:
+    """Each metric of every trial in its order, and the best so far.
+
+    Args:
+        values: by metric, one of each trial; None where it did not come to its end.
+        modes: ``max`` or ``min`` of each.
+    """
+    figure, axes = new_figure(5.5 * len(values), 3.4, len(values))
+    for axis, (name, found), mode in zip(axes, values.items(), modes, strict=True):
+        shown = np.array([np.nan if value is None else value for value in found])
+        best = np.fmax.accumulate(shown) if mode == "max" else np.fmin.accumulate(shown)
+        axis.plot(np.arange(len(shown)), shown, "o", color="C0", markersize=4, label="trial")
+        axis.step(np.arange(len(shown)), best, where="post", color="C1", label="best so far")
+        axis.set_xlabel("trial")
+        axis.set_ylabel(name)
+    axes[0].legend(frameon=False)
+    return figure
+
+
+def importance_figure(importances: Mapping[str, Mapping[str, float]]) -> Figure:
+    """By metric, the share of its variance that each setting explains."""
+    names = list(next(iter(importances.values())))
+    height = 0.4 + 0.35 * len(names) * len(importances)
+    figure, (axis,) = new_figure(6.5, max(1.6, height))
+    for place, (metric, shares) in enumerate(importances.items()):
+        at = np.arange(len(names)) + place / (len(importances) + 1)
+        axis.barh(at, [shares.get(name, 0.0) for name in names], 1 / (len(importances) + 1), label=metric)
+    axis.set_yticks(np.arange(len(names)) + (len(importances) - 1) / 2 / (len(importances) + 1), names)
+    axis.invert_yaxis()
+    axis.set_xlabel("share of the variance (fANOVA)")
+    if len(importances) > 1:
+        axis.legend(frameon=False)
+    return figure
+
+
+def parallel_figure(
+    params: Sequence[Mapping[str, Any]], logarithmic: set[str], values: Sequence[float], metric: str
+) -> Figure:
+    """A line for each finished trial through its settings, to its metric, which colours it."""
+    names = list(dict.fromkeys(name for each in params for name in each))
+    figure, (axis,) = new_figure(1.6 * (len(names) + 1) + 1.2, 3.8)
+    columns, ticks = [], []
+    for name in names:
+        places, labels = _scale([each.get(name) for each in params], name in logarithmic)
+        columns.append(places)
+        ticks.append(labels)
+    shown = np.asarray(values, dtype=float)
+    low, high = shown.min(), shown.max()
+    columns.append((shown - low) / (high - low) if high > low else np.full(len(shown), 0.5))
+    ticks.append([(0.0, f"{low:.4g}"), (1.0, f"{high:.4g}")] if high > low else [(0.5, f"{low:.4g}")])
+    colours = mpl.colormaps["viridis"](columns[-1])
+    lines = np.array(columns).T
+    for number in np.argsort(columns[-1]):
+        axis.plot(lines[number], color=colours[number], linewidth=1.2, alpha=0.8, marker=".")
+    for place, marks in enumerate(ticks):
+        axis.axvline(place, color="0.6", linewidth=0.8)
+        for y, label in marks:
+            axis.text(place + 0.03, y, label, fontsize=7, va="center")
+    axis.set_xticks(range(len(names) + 1), [*(name.split(".")[-1] for name in names), metric], rotation=15)
+    axis.set_yticks([])
+    axis.set_ylim(-0.06, 1.06)
+    axis.grid(visible=False)
+    return figure
+
+
+def _scale(values: Sequence[Any], logarithmic: bool) -> tuple[np.ndarray, list[tuple[float, str]]]:
+    """Places in [0, 1] of a setting's values (NaN where a trial has none), and what stands beside the axis."""
+    known = [value for value in values if value is not None]
+    if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in known):
+        numbers = np.array([np.nan if value is None else float(value) for value in values])
+        low, high = np.nanmin(numbers), np.nanmax(numbers)
+        marks = [(0.0, f"{low:.4g}"), (1.0, f"{high:.4g}")]
+        if low == high:
+            return np.where(np.isnan(numbers), np.nan, 0.5), [(0.5, f"{low:.4g}")]
+        if logarithmic:
+            numbers, low, high = np.log(numbers), np.log(low), np.log(high)
+        return (numbers - low) / (high - low), marks
+    choices = list(dict.fromkeys(str(value) for value in known))
+    at = {choice: (place + 0.5) / len(choices) for place, choice in enumerate(choices)}
+    places = np.array([np.nan if value is None else at[str(value)] for value in values])
+    return places, [(place, choice) for choice, place in at.items()]
+
+
+def on_the_front(accuracy: np.ndarray, cost: np.ndarray) -> np.ndarray:
+    """Which trials no other one beats in both, bool [trials]."""
+    better = (accuracy[None] >= accuracy[:, None]) & (cost[None] <= cost[:, None])
+    strictly = (accuracy[None] > accuracy[:, None]) | (cost[None] < cost[:, None])
+    return ~(better & strictly).any(axis=1)
+
+
+def front_figure(metrics: Sequence[Mapping[str, float]], numbers: Sequence[int]) -> Figure:
+    """Final accuracy against energy and virtual time of the finished trials; the Pareto fronts are joined."""
+    figure, axes = new_figure(10, 3.6, 2)
+    accuracy = np.array([each["final_accuracy"] for each in metrics])
+    for axis, (name, label) in zip(axes, _COSTS, strict=True):
+        cost = np.array([each[name] for each in metrics])
+        front = np.flatnonzero(on_the_front(accuracy, cost))
+        front = front[np.argsort(cost[front])]
+        axis.plot(cost, accuracy, "o", color="0.6", markersize=4)
+        axis.step(cost[front], accuracy[front], where="post", color="C3", marker="o", markersize=5)
+        for place in front:
+            axis.annotate(
+                str(numbers[place]), (cost[place], accuracy[place]), xytext=(3, 4), textcoords="offset points"
+            )
+        axis.set_xlabel(label)
+    axes[0].set_ylabel("final accuracy")
+    return figure

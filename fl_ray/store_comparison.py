@@ -1,0 +1,111 @@
+"""A comparison from the tracking store alone: runs by label, over seeds, with intervals and paired tests."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from fl_ray.errors import OutputError, SettingError
+from fl_ray.registry import nearest
+
+__all__ = ["StoredRun", "compare_pairs", "confidence_interval", "runs_of_experiment", "series_of"]
+
+_PAGE = 500
+_CURVES = ("test_accuracy", "virtual_time_s", "energy_j")
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A finished run of the store: its label, seed, last metrics, and where its curves are."""
+
+    run_id: str
+    label: str
+    seed: int
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def runs_of_experiment(uri: str, experiment: str, wanted: str = "") -> list[StoredRun]:
+    """The finished runs of an experiment that have a history: neither studies nor trials.
+
+    Args:
+        wanted: MLflow's filter, as ``params.data.partition.alpha = '0.1'`` or ``tags.method = 'genfl'``.
+
+    Raises:
+        SettingError: no such experiment, or MLflow refuses the filter.
+        OutputError: no finished run is left.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    client = mlflow.MlflowClient(uri)
+    try:
+        found = client.get_experiment_by_name(experiment)
+    except MlflowException as error:
+        raise SettingError(f"--mlflow {experiment}: the store {uri} can't be read ({error.message})") from error
+    if found is None:
+        names = [each.name for each in client.search_experiments()]
+        raise SettingError(f"--mlflow {experiment}: no such experiment in {uri}.{nearest(experiment, names)}")
+    runs: list[StoredRun] = []
+    token: str | None = None
+    while True:
+        try:
+            page = client.search_runs([found.experiment_id], wanted, max_results=_PAGE, page_token=token)
+        except MlflowException as error:
+            raise SettingError(f"--filter {wanted}: {error.message}") from error
+        for run in page:
+            whole = run.info.status == "FINISHED" and "kind" not in run.data.tags and "seed" in run.data.params
+            if not whole or "final_accuracy" not in run.data.metrics:
+                continue
+            seed = int(run.data.params["seed"])
+            label = run.data.tags.get("label") or run.info.run_name.removesuffix(f"-seed{seed}")
+            runs.append(StoredRun(run.info.run_id, label, seed, dict(run.data.metrics)))
+        token = page.token
+        if not token:
+            break
+    if not runs:
+        also = f" with {wanted}" if wanted else ""
+        raise OutputError(f"--mlflow {experiment}: no finished run in {uri}{also}")
+    return sorted(runs, key=lambda run: (run.label, run.seed))
+
+
+def series_of(uri: str, run_id: str) -> list[dict[str, float]]:
+    """A run's rounds, as its history has them: round, test_accuracy, virtual_time_s, energy_j."""
+    import mlflow
+
+    client = mlflow.MlflowClient(uri)
+    rows: dict[int, dict[str, float]] = {}
+    for name in _CURVES:
+        for metric in client.get_metric_history(run_id, name):
+            row = rows.setdefault(metric.step, {"round": metric.step, **dict.fromkeys(_CURVES, math.nan)})
+            row[name] = metric.value
+    return [rows[step] for step in sorted(rows)]
+
+
+def confidence_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Mean and half width of Student's interval; the half width is NaN for a single value."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, math.nan
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    return mean, float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * error
+
+
+def compare_pairs(own: Mapping[int, float], other: Mapping[int, float]) -> dict[str, Any]:
+    """The difference own - other over the seeds that both have: mean, half width of its 95 % interval, and p.
+
+    p is that of the two-sided paired t-test. It is None for fewer than three pairs, and where all differ by the same.
+    """
+    seeds = sorted(set(own) & set(other))
+    differences = np.array([own[seed] - other[seed] for seed in seeds])
+    if len(seeds) == 0:
+        return {"pairs": 0, "difference": None, "half_width": None, "p": None}
+    mean, half = confidence_interval(differences.tolist())
+    tested = len(seeds) >= 3 and differences.std() > 0
+    p = float(stats.ttest_1samp(differences, 0.0).pvalue) if tested else None
+    return {"pairs": len(seeds), "difference": mean, "half_width": None if math.isnan(half) else half, "p": p}

@@ -1,0 +1,1 @@
+"""Studies: many runs of one recipe, with settings chosen by a search."""

@@ -1,0 +1,79 @@
+"""What a trial leaves in its folder, for the study's tables and for going on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from fl_ray.run_folder import write_json
+
+__all__ = ["Trial", "all_trials", "best_trials", "trial_folder"]
+
+State = Literal["running", "finished", "pruned", "failed"]
+_FILE = "trial.json"
+
+
+@dataclass
+class Trial:
+    """A trial: what was chosen, how far it came, and its metrics.
+
+    Attributes:
+        metrics: means over the seeds so far.
+        by_seed: the metrics of each seed.
+        wall_s: seconds, over all its attempts.
+        error: why it failed.
+        mlflow_run: its run in the tracking store.
+    """
+
+    number: int
+    params: dict[str, Any]
+    state: State = "running"
+    metrics: dict[str, float] = field(default_factory=dict)
+    by_seed: dict[str, dict[str, float]] = field(default_factory=dict)
+    wall_s: float = 0.0
+    error: str | None = None
+    mlflow_run: str | None = None
+
+    def write(self, study: Path) -> None:
+        """Into its folder of the study's."""
+        folder = trial_folder(study, self.number)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / _FILE, asdict(self))
+
+    @classmethod
+    def read(cls, study: Path, number: int) -> Trial | None:
+        """From its folder, or None where it has not begun."""
+        path = trial_folder(study, number) / _FILE
+        return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+
+def trial_folder(study: Path, number: int) -> Path:
+    """Where a study keeps a trial."""
+    return study / "trials" / f"{number:04d}"
+
+
+def all_trials(study: Path) -> list[Trial]:
+    """Every trial that has begun, by number."""
+    numbers = sorted(int(path.parent.name) for path in (study / "trials").glob(f"*/{_FILE}"))
+    return [trial for number in numbers if (trial := Trial.read(study, number)) is not None]
+
+
+def best_trials(modes: Sequence[str], metrics: Sequence[str], trials: Sequence[Trial]) -> list[Trial]:
+    """The best finished trial; for several metrics the Pareto front, by the first of them."""
+    finished = [trial for trial in trials if trial.state == "finished"]
+    signs = [1 if mode == "min" else -1 for mode in modes]
+
+    def place(trial: Trial) -> list[float]:
+        return [sign * trial.metrics[name] for sign, name in zip(signs, metrics, strict=True)]
+
+    def dominated(trial: Trial) -> bool:
+        own = place(trial)
+        return any(
+            all(x <= y for x, y in zip(place(other), own, strict=True)) and place(other) != own for other in finished
+        )
+
+    front = sorted((trial for trial in finished if not dominated(trial)), key=place)
+    return front if len(metrics) > 1 else front[:1]
