@@ -27,7 +27,7 @@ def test_the_study_of_the_readme_parses(tmp_path: Path) -> None:
     _, text, _ = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     study = {**yaml.safe_load(text), "name": "of-the-readme"}
     study["recipe"] = str(Path(__file__).parent.parent / "experiments" / "genfl" / "mnist.yaml")
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study), encoding="utf-8")
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")
     assert load_study(tmp_path / "study.yaml", {}).metric == ("final_accuracy", "energy_j")
 
 

@@ -55,7 +55,8 @@ def main() -> int:
         members = by_label[row["label"]]
         line = [row["label"], spread_text(row, "energy_j", 0)]
         line += [_text([_plan(each, "synthetic_samples") for each in members], 0)]
-        line += [_text([_plan(each, "delivery_s") for each in members], 1), _text([_cosines(each) for each in members], 3)]
+        line.append(_text([_plan(each, "delivery_s") for each in members], 1))
+        line.append(_text([_cosines(each) for each in members], 3))
         line.append(_text([each.summary().get("label_entropy_after", np.nan) for each in members], 2))
         for target in targets:
             hits = row[f"reached_{target}"]
