@@ -32,6 +32,10 @@ _COMMANDS = {  # in fl_ray.commands
     "partition": "catalogue:partition",
     "report": "reports:report",
     "ui": "store:ui",
+    "submit": "cluster:submit",
+    "jobs": "cluster:jobs",
+    "logs": "cluster:logs",
+    "stop": "cluster:stop",
     "list": "catalogue:list_components",
 }
 _SETTINGS = (
@@ -43,6 +47,10 @@ _OWN = {  # options of one command alone: --round elsewhere means --rounds
     "compare": ("--mlflow", "--filter", "--baseline"),
     "tune": ("--trials",),
     "ui": ("--port",),
+    "submit": ("--address", "--wait", "--requirements", "--env"),
+    "jobs": ("--address",),
+    "logs": ("--address", "--follow"),
+    "stop": ("--address",),
     "replay": ("--round", "--client"),
     "audit": ("--shadows", "--inversion_steps", "--images_per_class"),
     "quality": ("--per_class", "--runs", "--inception", "--clip"),
@@ -135,6 +143,23 @@ def _parser() -> Any:
     report.add_argument("--output", type=str, default=None, metavar="DIR", help="for several runs: where it goes")
     ui = command("ui", "MLflow's page for the tracking store, on this machine alone")
     ui.add_argument("--port", type=int, default=5000, metavar="N", help="default: 5000")
+    submit = command("submit", "run a recipe or a study as a job of a Ray cluster", _SETTINGS)
+    submit.add_argument("file", type=str, help="YAML file, in or below the working folder, which is packed")
+    submit.add_argument(
+        "--output", type=str, default=None, metavar="DIR", help="that all nodes see, or s3://bucket/run"
+    )
+    submit.add_argument("--seeds", nargs="*", type=int, default=[], help="compare over them, in place of one run")
+    submit.add_argument("--wait", action="store_true", help="show what it says, and return its exit code")
+    submit.add_argument("--requirements", type=str, default=None, metavar="FILE", help="of pip, for the job")
+    submit.add_argument("--env", nargs="*", type=str, default=[], metavar="NAME=VALUE", help="variables of the job")
+    jobs = command("jobs", "our jobs of a Ray cluster")
+    logs = command("logs", "what a job has said")
+    logs.add_argument("job", type=str, metavar="ID")
+    logs.add_argument("--follow", action="store_true", help="until it ends")
+    stop = command("stop", "end a job")
+    stop.add_argument("job", type=str, metavar="ID")
+    for each in (submit, jobs, logs, stop):
+        each.add_argument("--address", type=str, default="http://127.0.0.1:8265", help="default: http://127.0.0.1:8265")
     command("list", "list methods, data sets, partitioners, models and generators")
     return parser
 

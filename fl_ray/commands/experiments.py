@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fl_ray.commands.output import default_output, print_config, print_configs, print_table
 from fl_ray.commands.reports import report_comparison, run_folders
 from fl_ray.errors import OutputError, SettingError
+
+if TYPE_CHECKING:
+    from fl_ray.config import RunConfig
 
 __all__ = ["compare", "replay", "run"]
 
@@ -16,39 +19,48 @@ __all__ = ["compare", "replay", "run"]
 def run(options: Any, overrides: dict[str, Any]) -> int:
     """Run a recipe, or go on with an interrupted run."""
     from fl_ray.recipes import apply_overrides, load_recipe, make_config
-    from fl_ray.run_folder import RunFolder, new_folder
-    from fl_ray.runtime.start import connect_ahead, open_runtime
+    from fl_ray.run_folder import RunFolder
+    from fl_ray.runtime.start import connect_ahead
+    from fl_ray.storage import opened_output
 
     if (options.recipe is None) == (options.resume is None):
         raise SettingError("fl-ray run takes a recipe, or --resume DIR")
     if options.resume is not None:
-        output = Path(options.resume)
-        config = RunFolder(output).config()
-        if overrides:
-            raise SettingError(
-                f"--resume goes on with the settings in {output}/config.yaml; leave --{min(overrides)} out"
-            )
-        if RunFolder(output).finished():
-            raise OutputError(f"--resume {output}: the run is finished")
-    else:
-        recipe = apply_overrides(load_recipe(options.recipe), overrides)
-        if not options.print_config:
-            connect_ahead(recipe)
-        config = make_config(recipe)
-        if options.print_config:
-            print_config(config)
-            return 0
-        output = Path(options.output) if options.output else default_output(config.name)
+        with opened_output(options.resume) as output:
+            config = RunFolder(output).config()
+            if overrides:
+                raise SettingError(
+                    f"--resume goes on with the settings in {options.resume}/config.yaml; leave --{min(overrides)} out"
+                )
+            if RunFolder(output).finished():
+                raise OutputError(f"--resume {options.resume}: the run is finished")
+            return _run(config, output, options.resume, resume=True)
+    recipe = apply_overrides(load_recipe(options.recipe), overrides)
+    if not options.print_config:
+        connect_ahead(recipe)
+    config = make_config(recipe)
+    if options.print_config:
+        print_config(config)
+        return 0
+    wanted = options.output or default_output(config.name)
+    with opened_output(wanted) as output:
+        return _run(config, output, str(wanted), resume=False)
+
+
+def _run(config: RunConfig, output: Path, shown: str, resume: bool) -> int:
+    """Run a checked recipe in its folder, which the user knows as ``shown``."""
     from fl_ray.progress import Progress
+    from fl_ray.run_folder import new_folder
+    from fl_ray.runtime.start import open_runtime
 
     progress = Progress()
     with open_runtime(config, progress) as runtime:
         from fl_ray.experiment import Experiment, check  # while Ray starts
 
         check(config)
-        if options.resume is None:
+        if not resume:
             new_folder(output)
-        summary = Experiment(config, output, runtime, progress, resume=options.resume is not None).run()
+        summary = Experiment(config, output, runtime, progress, resume=resume).run()
     rows = [
         ["final accuracy", f"{summary['final_accuracy']:.4f}"],
         ["best accuracy", f"{summary['best_accuracy']:.4f}"],
@@ -58,7 +70,7 @@ def run(options: Any, overrides: dict[str, Any]) -> int:
     for target, hit in summary["targets"].items():
         rows.append([f"rounds to {float(target):.0%}", "not reached" if hit is None else str(hit["rounds"])])
     print_table(["", "value"], rows, f"{config.method.name} on {config.data.name}, seed {config.seed}")
-    print(f"report: {output / 'report.html'}")
+    print(f"report: {shown.rstrip('/')}/report.html")
     return 0
 
 
@@ -66,6 +78,7 @@ def compare(options: Any, overrides: dict[str, Any]) -> int:
     """Run several configurations with several seeds, and report them side by side."""
     from fl_ray.comparison import plan_comparison, run_comparison
     from fl_ray.recipes import load_recipe
+    from fl_ray.storage import opened_output
 
     if options.jobs < 1:
         raise SettingError(f"--jobs is {options.jobs}, but it must be at least 1")
@@ -83,13 +96,14 @@ def compare(options: Any, overrides: dict[str, Any]) -> int:
         return 0
     from fl_ray.progress import Progress
 
-    output = Path(options.output) if options.output else default_output(comparison.name)
-    try:
-        run_comparison(comparison, output, Progress(), options.jobs)
-    except KeyboardInterrupt:
-        print(f"fl-ray: go on with the same command and --output {output}", file=sys.stderr)
-        raise
-    return report_comparison(output, run_folders(output))
+    wanted = options.output or default_output(comparison.name)
+    with opened_output(wanted) as output:
+        try:
+            run_comparison(comparison, output, Progress(), options.jobs)
+        except KeyboardInterrupt:
+            print(f"fl-ray: go on with the same command and --output {wanted}", file=sys.stderr)
+            raise
+        return report_comparison(output, run_folders(output), str(wanted))
 
 
 def replay(options: Any, overrides: dict[str, Any]) -> int:

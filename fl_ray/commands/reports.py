@@ -50,11 +50,12 @@ def run_folders(path: Path) -> list[RunFolder]:
     return found
 
 
-def report_comparison(output: Path, folders: list[RunFolder]) -> int:
-    """Write a comparison's table and report, and say where they are."""
+def report_comparison(output: Path, folders: list[RunFolder], shown: str | None = None) -> int:
+    """Write a comparison's table and report into ``output``, and say where they are for the user, in ``shown``."""
     from fl_ray.report.comparison_report import comparison_report
 
     columns, rows = comparison_report(output, folders)
     print_table(columns, rows)
-    print(f"table: {output / 'comparison.csv'}\nfigures: {output / 'figures'}\nreport: {output / 'report.html'}")
+    place = (shown or str(output)).rstrip("/")
+    print(f"table: {place}/comparison.csv\nfigures: {place}/figures\nreport: {place}/report.html")
     return 0

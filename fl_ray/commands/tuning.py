@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fl_ray.commands.output import default_output, print_config, print_table
 from fl_ray.errors import SettingError
+
+if TYPE_CHECKING:
+    from fl_ray.studies.settings import Study
 
 __all__ = ["tune"]
 
@@ -31,17 +34,23 @@ def tune(options: Any, overrides: dict[str, Any]) -> int:
         if options.print_config:
             print_config(study.base())
             return 0
+    from fl_ray.storage import opened_output
+    from fl_ray.studies.run_study import begin_study, resume_study
+
+    wanted = options.resume or options.output or default_output(study.name)
+    with opened_output(wanted) as output:
+        resumed = options.resume is not None
+        study = resume_study(output, options.trials) if resumed else begin_study(study, output)
+        return _tune(study, output, str(wanted))
+
+
+def _tune(study: Study, output: Path, shown: str) -> int:
+    """Run a study in its folder, which the user knows as ``shown``."""
     from fl_ray.progress import Progress
     from fl_ray.report.study_report import study_report
-    from fl_ray.studies.run_study import begin_study, resume_study, run_study
+    from fl_ray.studies.run_study import run_study
     from fl_ray.studies.tracking import end_study
 
-    if options.resume is not None:
-        output = Path(options.resume)
-        study = resume_study(output, options.trials)
-    else:
-        output = Path(options.output) if options.output else default_output(study.name)
-        study = begin_study(study, output)
     status = "FAILED"
     try:
         run_study(study, output, Progress())
@@ -49,10 +58,10 @@ def tune(options: Any, overrides: dict[str, Any]) -> int:
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
-        print(f"fl-ray: go on with fl-ray tune --resume {output}", file=sys.stderr)
+        print(f"fl-ray: go on with fl-ray tune --resume {shown}", file=sys.stderr)
         raise
     finally:
         end_study(study, output, status)
     print_table(*table, f"{study.name}: {', '.join(study.metric)} by {study.algorithm.name}")
-    print(f"report: {output / 'report.html'}")
+    print(f"report: {shown.rstrip('/')}/report.html")
     return 0

@@ -23,6 +23,7 @@ from fl_ray.recipes import apply_overrides
 from fl_ray.run_folder import new_folder, write_json
 from fl_ray.runtime.connection import Connection
 from fl_ray.runtime.placement import plan_slots
+from fl_ray.storage import is_temporary
 from fl_ray.studies.objectives import PlanObjective, RunObjective
 from fl_ray.studies.settings import Study, load_study
 from fl_ray.studies.tracking import StudyRun, end_runs_of
@@ -148,6 +149,11 @@ def run_study(study: Study, output: Path, progress: Progress) -> list[Trial]:
     connection = Connection(base.ray)
     try:
         connection.wait()
+        if is_temporary(output) and sum(node["Alive"] for node in ray.nodes()) > 1:
+            raise PlacementError(
+                "--output is an address, which this node mirrors, but trials run on other nodes, too; give a folder "
+                "that all nodes see"
+            )
         bundles = _bundles_that_fit(study)
         journal = journal_of(study, output)
         ended = [trial for trial in journal.get_trials(deepcopy=False) if trial.state.is_finished()]

@@ -1,0 +1,121 @@
+"""Outputs on shared storage: a folder here that is mirrored to any fsspec address (file, s3, gs, memory, ...)."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from fl_ray.errors import OutputError
+
+__all__ = ["Mirror", "is_address", "is_temporary", "opened_output"]
+
+_EVERY_S = 20.0
+_PREFIX = "fl-ray-output-"
+
+
+def is_address(output: str) -> bool:
+    """Whether an output is an address as ``s3://bucket/run``, not a folder."""
+    return "://" in output
+
+
+def is_temporary(folder: Path) -> bool:
+    """Whether ``opened_output`` has made the folder for an address."""
+    return folder.parent.name.startswith(_PREFIX)
+
+
+class Mirror:
+    """A folder here, and its copy at an address: what is written or taken away here is copied or taken away there.
+
+    Files of fl_ray are replaced whole or grow by lines, so a copy that is taken in between is one that a run can go on
+    from, as after a crash.
+
+    Raises:
+        OutputError: nothing there can be reached, or the protocol is unknown or not installed.
+    """
+
+    def __init__(self, address: str, folder: Path) -> None:
+        import fsspec
+
+        self.address, self.folder = address, folder
+        try:
+            self._there, self._root = fsspec.core.url_to_fs(address)
+            self._there.exists(self._root)
+        except (ImportError, ValueError, OSError) as error:
+            raise OutputError(f"--output {address}: {error}") from error
+        self._copied: dict[str, tuple[int, int]] = {}
+        self._lock = threading.Lock()
+
+    def pull(self) -> None:
+        """Bring what is there here."""
+        found = self._there.find(self._root) if self._there.exists(self._root) else []
+        for remote in found:
+            name = remote[len(self._root) :].lstrip("/")
+            local = self.folder / name
+            local.parent.mkdir(parents=True, exist_ok=True)
+            self._there.get_file(remote, str(local))
+            self._copied[name] = _state(local)
+
+    def push(self) -> int:
+        """Copy what has changed, and take away what is gone; how many files were copied."""
+        with self._lock:
+            here: dict[str, tuple[int, int]] = {}
+            for path in sorted(self.folder.rglob("*")):
+                if path.is_file() and not path.name.endswith(".draft"):
+                    with contextlib.suppress(FileNotFoundError):  # replaced or removed at this moment
+                        here[path.relative_to(self.folder).as_posix()] = _state(path)
+            changed = [name for name, state in here.items() if self._copied.get(name) != state]
+            for name in changed:
+                with contextlib.suppress(FileNotFoundError):
+                    remote = f"{self._root}/{name}"
+                    self._there.makedirs(remote.rsplit("/", 1)[0], exist_ok=True)
+                    self._there.put_file(str(self.folder / name), remote)
+                    self._copied[name] = here[name]
+            for name in set(self._copied) - set(here):
+                with contextlib.suppress(FileNotFoundError):
+                    self._there.rm_file(f"{self._root}/{name}")
+                del self._copied[name]
+            return len(changed)
+
+
+def _state(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+@contextlib.contextmanager
+def opened_output(output: str | Path) -> Iterator[Path]:
+    """The folder to write into: ``output`` itself, or, of an address, one here that is mirrored there.
+
+    What is there already is brought here first, so that a run goes on on another machine; changes are copied every
+    twenty seconds, and at the end.
+    """
+    if not is_address(str(output)):
+        yield Path(output)
+        return
+    address = str(output).rstrip("/")
+    with tempfile.TemporaryDirectory(prefix=_PREFIX) as temporary:
+        folder = Path(temporary) / "output"
+        folder.mkdir()
+        mirror = Mirror(address, folder)
+        mirror.pull()
+        ended = threading.Event()
+        failed: list[OSError] = []
+
+        def work() -> None:
+            while not ended.wait(_EVERY_S):
+                try:
+                    mirror.push()
+                except OSError as error:  # storage that is away for a while; the last copy is made below
+                    failed.append(error)
+
+        copying = threading.Thread(target=work, name="mirror", daemon=True)
+        copying.start()
+        try:
+            yield folder
+        finally:
+            ended.set()
+            copying.join()
+            mirror.push()
