@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -61,6 +62,7 @@ class Jobs:
             from ray.job_submission import JobSubmissionClient
         except ImportError as error:
             raise PlacementError(f"jobs need Ray's client: pip install 'fl-ray[cluster]' ({error})") from error
+        logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of every package that it uploads
         self.address = address
         self._client = self._ask(lambda: JobSubmissionClient(address))
 
