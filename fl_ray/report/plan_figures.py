@@ -14,9 +14,8 @@ from fl_ray.report.figures import new_figure
 
 __all__ = ["allocation_figure", "curve_figure", "energy_figure", "search_figure", "searches_figure"]
 
-_POINTS = 200  # of a curve
-
 _SHOWN_DEVICES = 100
+_POINTS = 200  # of a curve
 
 
 def energy_figure(plan: Plan) -> Figure:

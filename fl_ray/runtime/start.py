@@ -21,9 +21,11 @@ _begun: list[Connection] = []
 
 
 def connect_ahead(recipe: Mapping[str, Any]) -> None:
-    """Begin to start (or join) Ray for a recipe that is not checked yet: the check imports torch, which takes as long.
+    """Begin to start Ray for a recipe that is not checked yet: the check imports torch, which takes as long.
 
-    Nothing happens where the recipe wants no Ray, or its ``ray`` section is wrong: that is told when it is checked.
+    Nothing happens where the recipe wants no Ray, or its ``ray`` section is wrong: that is told when it is checked. A
+    running cluster is joined later, with nothing beside it: in the first jobs of a fresh cluster, torch could not be
+    imported while Ray connected ("oneMKL: cannot load libtorch_cpu").
     """
     from fl_ray.errors import SettingError
     from fl_ray.recipes import ray_settings
@@ -32,7 +34,7 @@ def connect_ahead(recipe: Mapping[str, Any]) -> None:
         settings = ray_settings(recipe)
     except SettingError:
         return
-    if settings is not None and not _begun:
+    if settings is not None and settings.address is None and not _begun:
         from fl_ray.runtime.connection import Connection
 
         _begun.append(Connection(settings))
@@ -53,14 +55,19 @@ def open_runtime(config: RunConfig, progress: Progress | None = None, ahead: boo
     if connection is not None and connection.config != config.ray:  # begun for a recipe that was refused
         connection.close()
         connection = None
+    tell = progress.message if progress is not None else None
+    if tell is not None:
+        tell("starting Ray" if config.ray.address is None else f"joining Ray at {config.ray.address}")
+    if config.ray.address is not None:
+        from fl_ray.runtime.connection import Connection
+
+        connection = Connection(config.ray)
+        connection.wait()
     # The driver's heavy imports, beside Ray's start and before the actors' own.
     heavy = _HEAVY + (("mlflow",) if config.tracking.enabled else ())
     threading.Thread(target=lambda: [importlib.import_module(name) for name in heavy], daemon=True).start()
     from fl_ray.runtime.ray_backend import RayRuntime
 
-    tell = progress.message if progress is not None else None
-    if tell is not None:
-        tell("starting Ray" if config.ray.address is None else f"joining Ray at {config.ray.address}")
     return RayRuntime(config.runtime, config.ray, tell, config if ahead else None, connection)
 
 
