@@ -1,9 +1,9 @@
-# make demo | make test | make test-faults | make lint | make clean. PYTHON may name another interpreter (3.11 or newer).
+# make demo | make test | make test-faults | make docs | make lint | make clean. PYTHON may name another interpreter (3.11 or newer).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install install-test demo test test-faults lint clean
+.PHONY: install install-test demo test test-faults docs lint clean
 
 install: $(VENV)/.installed
 
@@ -29,10 +29,13 @@ test: install-test
 test-faults: install-test
 	$(BIN)/python -m pytest tests/faults
 
+docs: install-test
+	$(BIN)/mkdocs build --quiet --strict --config-file docs/mkdocs.yml
+
 lint: install-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV) runs mlruns mlflow.db build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) runs site mlruns mlflow.db build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -33,7 +33,8 @@ from fl_ray.schedule import make_schedule
 from fl_ray.server import REPLAYED, RoundReport, checkpoint_of, rounds
 from fl_ray.stopping import BestModel
 from fl_ray.summary import CLIENT_RESULTS, outcome
-from fl_ray.tracking import Tracker, prepare_store, tracking_uri
+from fl_ray.tracking import Tracker
+from fl_ray.tracking_store import prepare_store, tracking_uri
 
 __all__ = ["Experiment", "check"]
 

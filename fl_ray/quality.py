@@ -30,7 +30,8 @@ from fl_ray.run_folder import RunFolder, environment, write_json
 from fl_ray.runtime.base import Runtime
 from fl_ray.runtime.start import open_runtime
 from fl_ray.synthesis import Synthesis
-from fl_ray.tracking import Tracker, tracking_uri
+from fl_ray.tracking import Tracker
+from fl_ray.tracking_store import tracking_uri
 from generators.quality.manifold import NEIGHBOURS
 
 if TYPE_CHECKING:  # matplotlib, imported when there is something to draw

@@ -16,13 +16,12 @@ __all__ = ["compare_store", "ui"]
 
 def _uri(overrides: Mapping[str, Any], command: str) -> str:
     """The store that the overrides name, else the one of this folder."""
-    from fl_ray.recipes import apply_overrides, make_config
-    from fl_ray.tracking import tracking_uri
+    from fl_ray.tracking_store import default_store
 
-    others = sorted(key for key in overrides if not key.startswith("tracking."))
+    others = sorted(key for key in overrides if key != "tracking.uri")
     if others:
         raise SettingError(f"{command} reads a tracking store and runs nothing; leave --{others[0]} out")
-    return tracking_uri(make_config(apply_overrides({}, overrides)))
+    return str(overrides.get("tracking.uri") or default_store())
 
 
 def compare_store(options: Any, overrides: Mapping[str, Any]) -> int:

@@ -28,7 +28,7 @@ from fl_ray.studies.objectives import PlanObjective, RunObjective
 from fl_ray.studies.settings import Study, load_study
 from fl_ray.studies.tracking import StudyRun, end_runs_of
 from fl_ray.studies.trials import Trial, all_trials
-from fl_ray.tracking import tracking_uri
+from fl_ray.tracking_store import tracking_uri
 from tuning.algorithms import make_sampler
 from tuning.search import FINISHED, open_study
 from tuning.tune_study import run_trials, trials_that_fit

@@ -10,7 +10,7 @@ from pathlib import Path
 from fl_ray.config import RunConfig
 from fl_ray.studies.settings import Study
 from fl_ray.studies.trials import Trial, all_trials, best_trials, trial_folder
-from fl_ray.tracking import prepare_store, tracking_uri
+from fl_ray.tracking_store import prepare_store, tracking_uri
 
 __all__ = ["StudyRun", "TrialRun", "end_runs_of", "end_study"]
 

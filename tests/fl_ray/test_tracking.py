@@ -12,7 +12,8 @@ from fl_ray.config import RunConfig
 from fl_ray.errors import SettingError
 from fl_ray.experiment import Experiment
 from fl_ray.runtime.start import open_runtime
-from fl_ray.tracking import Tracker, prepare_store
+from fl_ray.tracking import Tracker
+from fl_ray.tracking_store import prepare_store
 from tests.fl_ray.test_runs import StopAfter
 
 Run = Callable[..., tuple[Experiment, dict]]
