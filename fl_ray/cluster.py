@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shlex
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,12 @@ __all__ = ["ENDED", "Jobs", "entrypoint"]
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 _EXCLUDED = [".git", ".venv", "venv", "runs", "mlruns", "mlflow.db", "__pycache__", ".pytest_cache", ".ruff_cache"]
 _PACKAGES = ("fl_ray", "generators", "lightning_modules", "tuning")
+_AGENT_S = 90
+_TALKATIVE = (  # they tell of every package that they upload
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
 _MARK = "fl_ray"  # a job's metadata, by which ours are known
 
 
@@ -62,7 +69,12 @@ class Jobs:
             from ray.job_submission import JobSubmissionClient
         except ImportError as error:
             raise PlacementError(f"jobs need Ray's client: pip install 'fl-ray[cluster]' ({error})") from error
-        logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of every package that it uploads
+        for module in (
+            "dashboard.modules.dashboard_sdk",
+            "dashboard.modules.job.sdk",
+            "_private.runtime_env.packaging",
+        ):
+            logging.getLogger(f"ray.{module}").setLevel(logging.WARNING)  # they tell of every package they upload
         self.address = address
         self._client = self._ask(lambda: JobSubmissionClient(address))
 
@@ -104,7 +116,16 @@ class Jobs:
         if requirements is not None:
             packed["pip"] = str(requirements)
         metadata = {_MARK: __version__, "name": name}
-        return self._ask(lambda: self._client.submit_job(entrypoint=command, runtime_env=packed, metadata=metadata))
+        give_up = time.monotonic() + _AGENT_S
+        while True:
+            try:
+                return self._ask(
+                    lambda: self._client.submit_job(entrypoint=command, runtime_env=packed, metadata=metadata)
+                )
+            except FlRayError as error:
+                if "No available agent" not in str(error) or time.monotonic() > give_up:
+                    raise
+            time.sleep(1)  # the head answers before its own agent is up
 
     def ours(self) -> list[dict[str, str]]:
         """Our jobs, the newest first: id, name, status, command."""
