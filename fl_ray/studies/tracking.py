@@ -84,11 +84,11 @@ def end_study(study: Study, output: Path, status: str) -> None:
     Args:
         status: MLflow's.
     """
-    import mlflow
-
     known = output / _FILE
     if not known.exists():
         return
+    import mlflow
+
     stored = json.loads(known.read_text(encoding="utf-8"))
     client, run_id = mlflow.MlflowClient(stored["uri"]), stored["run_id"]
     for trial in best_trials(study.mode, study.metric, all_trials(output))[:1]:

@@ -43,7 +43,9 @@ class Cluster:
         self.worker = self.start(f"--address=127.0.0.1:{self.port}", "--num-cpus=3", "--resources", '{"bandwidth": 10}')
 
     def start(self, *words: str) -> subprocess.Popen[bytes]:
-        command = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", *words]
+        # Two nodes on one machine need agents on ports of their own.
+        own = ["--dashboard-agent-listen-port", str(free_port())]
+        command = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", *own, *words]
         log = self.folder / f"ray{len(list(self.folder.glob('ray*.log')))}.log"
         with log.open("wb") as stream:
             process = subprocess.Popen(command, stdout=stream, stderr=stream, env=self.environment)
@@ -86,7 +88,7 @@ def recipe(folder: Path, **changes: object) -> None:
         "data": {"name": "digits", "clients": 6, "max_samples": 900},
         "model": {"name": "small_cnn"},
         "training": {"local_epochs": 3},
-        "runtime": {"actors": "pooled", "num_actors": 3, "training_path": "plain"},
+        "runtime": {"actors": "pooled", "training_path": "plain"},
         "rounds": 30,
         "tracking": {"enabled": False},
         **changes,
