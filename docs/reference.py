@@ -192,10 +192,10 @@ def study_keys(argument: str | None) -> str:
 
 def commands(argument: str | None) -> str:
     """What ``fl-ray COMMAND --help`` says."""
-    from fl_ray.cli import _COMMANDS, main
+    from fl_ray.cli import COMMANDS, main
 
     parts = []
-    for name in _COMMANDS:
+    for name in COMMANDS:
         said = io.StringIO()
         with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
             main([name, "--help"])

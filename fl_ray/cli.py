@@ -14,10 +14,10 @@ from typing import Any
 from fl_ray.errors import FlRayError, SettingError
 from fl_ray.version import __version__
 
-__all__ = ["main"]
+__all__ = ["COMMANDS", "main"]
 
 INTERRUPTED = 130
-_COMMANDS = {  # in fl_ray.commands
+COMMANDS = {  # in fl_ray.commands
     "run": "experiments:run",
     "compare": "experiments:compare",
     "quality": "synthesis:quality",
@@ -214,7 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
         parsed = _parser().parse_args(kept)
         options = parsed[parsed.command]
         options.print_config = print_config
-        module, _, function = _COMMANDS[parsed.command].partition(":")
+        module, _, function = COMMANDS[parsed.command].partition(":")
         return getattr(importlib.import_module(f"fl_ray.commands.{module}"), function)(options, overrides)
     except FlRayError as error:
         if debug:

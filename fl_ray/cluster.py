@@ -69,12 +69,8 @@ class Jobs:
             from ray.job_submission import JobSubmissionClient
         except ImportError as error:
             raise PlacementError(f"jobs need Ray's client: pip install 'fl-ray[cluster]' ({error})") from error
-        for module in (
-            "dashboard.modules.dashboard_sdk",
-            "dashboard.modules.job.sdk",
-            "_private.runtime_env.packaging",
-        ):
-            logging.getLogger(f"ray.{module}").setLevel(logging.WARNING)  # they tell of every package they upload
+        for module in _TALKATIVE:
+            logging.getLogger(module).setLevel(logging.WARNING)
         self.address = address
         self._client = self._ask(lambda: JobSubmissionClient(address))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -39,14 +40,13 @@ class Mirror:
     def __init__(self, address: str, folder: Path) -> None:
         import fsspec
 
-        self.address, self.folder = address, folder
+        self.folder = folder
         try:
             self._there, self._root = fsspec.core.url_to_fs(address)
             self._there.exists(self._root)
         except (ImportError, ValueError, OSError) as error:
             raise OutputError(f"--output {address}: {error}") from error
         self._copied: dict[str, tuple[int, int]] = {}
-        self._lock = threading.Lock()
 
     def pull(self) -> None:
         """Bring what is there here."""
@@ -60,24 +60,23 @@ class Mirror:
 
     def push(self) -> int:
         """Copy what has changed, and take away what is gone; how many files were copied."""
-        with self._lock:
-            here: dict[str, tuple[int, int]] = {}
-            for path in sorted(self.folder.rglob("*")):
-                if path.is_file() and not path.name.endswith(".draft"):
-                    with contextlib.suppress(FileNotFoundError):  # replaced or removed at this moment
-                        here[path.relative_to(self.folder).as_posix()] = _state(path)
-            changed = [name for name, state in here.items() if self._copied.get(name) != state]
-            for name in changed:
-                with contextlib.suppress(FileNotFoundError):
-                    remote = f"{self._root}/{name}"
-                    self._there.makedirs(remote.rsplit("/", 1)[0], exist_ok=True)
-                    self._there.put_file(str(self.folder / name), remote)
-                    self._copied[name] = here[name]
-            for name in set(self._copied) - set(here):
-                with contextlib.suppress(FileNotFoundError):
-                    self._there.rm_file(f"{self._root}/{name}")
-                del self._copied[name]
-            return len(changed)
+        here: dict[str, tuple[int, int]] = {}
+        for path in sorted(self.folder.rglob("*")):
+            if path.is_file() and not path.name.endswith(".draft"):
+                with contextlib.suppress(FileNotFoundError):  # replaced or removed at this moment
+                    here[path.relative_to(self.folder).as_posix()] = _state(path)
+        changed = [name for name, state in here.items() if self._copied.get(name) != state]
+        for name in changed:
+            with contextlib.suppress(FileNotFoundError):
+                remote = f"{self._root}/{name}"
+                self._there.makedirs(remote.rsplit("/", 1)[0], exist_ok=True)
+                self._there.put_file(str(self.folder / name), remote)
+                self._copied[name] = here[name]
+        for name in set(self._copied) - set(here):
+            with contextlib.suppress(FileNotFoundError):
+                self._there.rm_file(f"{self._root}/{name}")
+            del self._copied[name]
+        return len(changed)
 
 
 def _state(path: Path) -> tuple[int, int]:
@@ -91,31 +90,35 @@ def opened_output(output: str | Path) -> Iterator[Path]:
 
     What is there already is brought here first, so that a run goes on on another machine; changes are copied every
     twenty seconds, and at the end.
+
+    Raises:
+        OutputError: the last copy could not be made; the folder here stays, and is named.
     """
     if not is_address(str(output)):
         yield Path(output)
         return
     address = str(output).rstrip("/")
-    with tempfile.TemporaryDirectory(prefix=_PREFIX) as temporary:
-        folder = Path(temporary) / "output"
-        folder.mkdir()
-        mirror = Mirror(address, folder)
-        mirror.pull()
-        ended = threading.Event()
-        failed: list[OSError] = []
+    temporary = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    folder = temporary / "output"
+    folder.mkdir()
+    mirror = Mirror(address, folder)
+    mirror.pull()
+    ended = threading.Event()
 
-        def work() -> None:
-            while not ended.wait(_EVERY_S):
-                try:
-                    mirror.push()
-                except OSError as error:  # storage that is away for a while; the last copy is made below
-                    failed.append(error)
+    def work() -> None:
+        while not ended.wait(_EVERY_S):
+            with contextlib.suppress(OSError):  # storage may be away for a while; the last copy is made below
+                mirror.push()
 
-        copying = threading.Thread(target=work, name="mirror", daemon=True)
-        copying.start()
+    copying = threading.Thread(target=work, name="mirror", daemon=True)
+    copying.start()
+    try:
+        yield folder
+    finally:
+        ended.set()
+        copying.join()
         try:
-            yield folder
-        finally:
-            ended.set()
-            copying.join()
             mirror.push()
+        except OSError as error:
+            raise OutputError(f"--output {address}: {error}; what was written is kept in {folder}") from error
+        shutil.rmtree(temporary)

@@ -11,6 +11,7 @@ __all__ = [
     "CLIENT_RESULTS",
     "DOMAIN",
     "METHOD_RESULTS",
+    "REACHED",
     "aggregate",
     "mean_std",
     "outcome",
@@ -26,7 +27,7 @@ METHOD_RESULTS = {  # what methods put into the summary beside accuracy: title a
 }
 CLIENT_RESULTS = {"client_accuracy": "mean", "client_accuracy_worst_decile": "worst_decile"}
 DOMAIN = "accuracy_on_"  # in front of a domain's name
-_REACHED = (("rounds", "round"), ("virtual_time_s", "virtual_time_s"), ("energy_j", "energy_j"))
+REACHED = (("rounds", "round"), ("virtual_time_s", "virtual_time_s"), ("energy_j", "energy_j"))
 
 
 def target_key(target: float) -> str:
@@ -41,7 +42,7 @@ def outcome(history: Sequence[Mapping[str, Any]], targets: Sequence[float]) -> d
     reached = {}
     for target in targets:
         first = next((row for row in evaluated if row["test_accuracy"] >= target), None)
-        reached[target_key(target)] = None if first is None else {name: first[column] for name, column in _REACHED}
+        reached[target_key(target)] = None if first is None else {name: first[column] for name, column in REACHED}
     return {
         "rounds": len(history),
         "final_accuracy": evaluated[-1]["test_accuracy"] if evaluated else None,
@@ -107,7 +108,7 @@ def aggregate(label: str, summaries: Sequence[Mapping[str, Any]], targets: Seque
         key = target_key(target)
         hits = [summary["targets"][key] for summary in summaries if summary["targets"].get(key) is not None]
         row[f"reached_{key}"] = len(hits)
-        for name, _ in _REACHED:
+        for name, _ in REACHED:
             row[f"{name}_to_{key}_mean"], row[f"{name}_to_{key}_std"] = mean_std([hit[name] for hit in hits])
     return row
 

@@ -54,29 +54,33 @@ def ray_session() -> Iterator[None]:
     ray.shutdown()
 
 
+def small_recipe() -> dict[str, Any]:
+    """A small recipe on the digits, in process and without tracking."""
+    return {
+        "name": "small",
+        "data": {
+            "name": "digits",
+            "clients": 6,
+            "public_fraction": 0.2,
+            "max_samples": 600,
+            "partition": {"name": "dirichlet", "alpha": 0.5, "min_samples": 3},
+        },
+        "model": {"name": "mlp", "hidden": [16]},
+        "method": {"name": "fedavg"},
+        "training": {"batch_size": 8, "lr": 0.1},
+        "runtime": {"backend": "in_process", "training_path": "plain"},
+        "rounds": 3,
+        "targets": [0.3],
+        "tracking": {"enabled": False},
+    }
+
+
 @pytest.fixture
 def small() -> Callable[..., RunConfig]:
-    """A small recipe on the digits, in process and without tracking; keyword arguments override dotted names."""
+    """``small_recipe`` with three of its clients a round; keyword arguments override dotted names."""
 
     def make(**overrides: Any) -> RunConfig:
-        base = {
-            "name": "small",
-            "data": {
-                "name": "digits",
-                "clients": 6,
-                "public_fraction": 0.2,
-                "max_samples": 600,
-                "partition": {"name": "dirichlet", "alpha": 0.5, "min_samples": 3},
-            },
-            "model": {"name": "mlp", "hidden": [16]},
-            "method": {"name": "fedavg"},
-            "training": {"batch_size": 8, "lr": 0.1},
-            "runtime": {"backend": "in_process", "training_path": "plain"},
-            "rounds": 3,
-            "clients_per_round": 3,
-            "targets": [0.3],
-            "tracking": {"enabled": False},
-        }
+        base = small_recipe() | {"clients_per_round": 3}
         dotted = {name.replace("__", "."): value for name, value in overrides.items()}
         if dotted.pop("with_generator", False):
             base["generator"] = dict(TINY_GENERATOR)

@@ -81,8 +81,6 @@ class StudySearch(Searcher):
         elif any(value is None or math.isnan(value) for value in values):
             self.study.tell(trial, state=TrialState.FAIL)
         else:
-            for name, value in (result.get("constraints") or {}).items():
-                trial.set_constraint(name, value)
             self.study.tell(trial, values)
 
     def save(self, checkpoint_path: str) -> None:

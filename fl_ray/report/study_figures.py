@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 
 from fl_ray.report.figures import new_figure
 
-__all__ = ["front_figure", "history_figure", "importance_figure", "on_the_front", "parallel_figure"]
+__all__ = ["COSTS", "front_figure", "history_figure", "importance_figure", "parallel_figure"]
 
-_COSTS = (("energy_j", "energy of devices [J]"), ("virtual_time_s", "virtual time [s]"))
+COSTS = {"energy_j": "energy of devices [J]", "virtual_time_s": "virtual time [s]"}
 
 
 def history_figure(values: Mapping[str, Sequence[float | None]], modes: Sequence[str]) -> Figure:
@@ -99,27 +99,26 @@ def _scale(values: Sequence[Any], logarithmic: bool) -> tuple[np.ndarray, list[t
     return places, [(place, choice) for choice, place in at.items()]
 
 
-def on_the_front(accuracy: np.ndarray, cost: np.ndarray) -> np.ndarray:
-    """Which trials no other one beats in both, bool [trials]."""
-    better = (accuracy[None] >= accuracy[:, None]) & (cost[None] <= cost[:, None])
-    strictly = (accuracy[None] > accuracy[:, None]) | (cost[None] < cost[:, None])
-    return ~(better & strictly).any(axis=1)
+def front_figure(metrics: Mapping[int, Mapping[str, float]], fronts: Mapping[str, Sequence[int]]) -> Figure:
+    """Final accuracy against energy and virtual time of trials; the Pareto fronts are joined and numbered.
 
-
-def front_figure(metrics: Sequence[Mapping[str, float]], numbers: Sequence[int]) -> Figure:
-    """Final accuracy against energy and virtual time of the finished trials; the Pareto fronts are joined."""
+    Args:
+        metrics: of each trial, by its number.
+        fronts: by ``energy_j`` and ``virtual_time_s``, the numbers of the trials on the front.
+    """
     figure, axes = new_figure(10, 3.6, 2)
-    accuracy = np.array([each["final_accuracy"] for each in metrics])
-    for axis, (name, label) in zip(axes, _COSTS, strict=True):
-        cost = np.array([each[name] for each in metrics])
-        front = np.flatnonzero(on_the_front(accuracy, cost))
-        front = front[np.argsort(cost[front])]
-        axis.plot(cost, accuracy, "o", color="0.6", markersize=4)
-        axis.step(cost[front], accuracy[front], where="post", color="C3", marker="o", markersize=5)
-        for place in front:
-            axis.annotate(
-                str(numbers[place]), (cost[place], accuracy[place]), xytext=(3, 4), textcoords="offset points"
-            )
+    for axis, (name, label) in zip(axes, COSTS.items(), strict=True):
+        axis.plot(
+            [each[name] for each in metrics.values()],
+            [each["final_accuracy"] for each in metrics.values()],
+            "o",
+            color="0.6",
+            markersize=4,
+        )
+        front = sorted((metrics[number][name], metrics[number]["final_accuracy"], number) for number in fronts[name])
+        axis.step(*zip(*(at[:2] for at in front), strict=True), where="post", color="C3", marker="o", markersize=5)
+        for *at, number in front:
+            axis.annotate(str(number), at, xytext=(3, 4), textcoords="offset points")
         axis.set_xlabel(label)
     axes[0].set_ylabel("final accuracy")
     return figure

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import csv
-import math
 from pathlib import Path
-from typing import Any
 
 import optuna
 
 from fl_ray.report import page as html
 from fl_ray.report.comparison_report import Table, markdown_table
 from fl_ray.report.figures import save_svg
-from fl_ray.report.study_figures import front_figure, history_figure, importance_figure, parallel_figure
+from fl_ray.report.study_figures import COSTS, front_figure, history_figure, importance_figure, parallel_figure
 from fl_ray.studies.run_study import journal_of, study_wall_s
 from fl_ray.studies.settings import Study
-from fl_ray.studies.trials import Trial, all_trials, best_trials
+from fl_ray.studies.trials import Trial, all_trials, best_trials, finished_trials, shown
+from fl_ray.summary import mean_std
 
 __all__ = ["study_report"]
 
 _SHOWN = 10
+_MOST_SETTINGS = 8  # that a table has columns for
 _LEAST_FOR_IMPORTANCE = 5
 _NOTE = (
     "Metrics are means over the seeds of a trial. A pruned trial has the values that it had when it was stopped. "
@@ -32,9 +32,11 @@ def study_report(study: Study, output: Path) -> Table:
     """Write trials.csv, study.md, figures and report.html into the study's folder; the table of its best trials."""
     trials = all_trials(output)
     _write_csv(trials, output / "trials.csv")
-    finished = [trial for trial in trials if trial.state == "finished"]
-    best = best_trials(study.mode, study.metric, trials)
-    ranked = best if len(study.metric) > 1 else sorted(finished, key=_rank(study))
+    ranked = best_trials(study.mode, study.metric, trials)
+    if len(study.metric) == 1:
+        sign = 1 if study.mode[0] == "min" else -1
+        finished = finished_trials(study.metric, trials)
+        ranked = sorted(finished, key=lambda trial: sign * trial.metrics[study.metric[0]])
     table = _table(study, ranked[:_SHOWN])
     (output / "study.md").write_text(markdown_table(*table), encoding="utf-8")
     title = "The Pareto front" if len(study.metric) > 1 else "The best trials"
@@ -59,28 +61,17 @@ def study_report(study: Study, output: Path) -> Table:
     return table
 
 
-def _rank(study: Study) -> Any:
-    sign = 1 if study.mode[0] == "min" else -1
-    return lambda trial: sign * trial.metrics[study.metric[0]]
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def _table(study: Study, trials: list[Trial]) -> Table:
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
-    shown = names if len(names) <= 8 else []
+    names = names if len(names) <= _MOST_SETTINGS else []
     also = [name for name in ("final_accuracy", "virtual_time_s", "energy_j") if name not in study.metric]
     also = also if study.objective == "run" else []
-    columns = ["trial", *shown, *study.metric, *also, "state", "wall [s]"]
+    columns = ["trial", *names, *study.metric, *also, "state", "wall [s]"]
     rows = []
     for trial in trials:
-        row = [str(trial.number), *(_cell(trial.params.get(name)) for name in shown)]
+        row = [str(trial.number), *(shown(trial.params.get(name)) for name in names)]
         row += [_spread(trial, name) for name in study.metric]
-        row += [_cell(trial.metrics.get(name)) for name in also]
+        row += [shown(trial.metrics.get(name)) for name in also]
         state = trial.state if trial.error is None else f"failed: {trial.error[:80]}"
         rows.append([*row, state, f"{trial.wall_s:.1f}"])
     return columns, rows
@@ -90,14 +81,14 @@ def _spread(trial: Trial, name: str) -> str:
     """A metric's mean, and its sample standard deviation over several seeds."""
     each = [found[name] for found in trial.by_seed.values() if found.get(name) is not None]
     if len(each) < 2:
-        return _cell(trial.metrics.get(name))
-    mean = sum(each) / len(each)
-    return f"{mean:.4g} ± {math.sqrt(sum((x - mean) ** 2 for x in each) / (len(each) - 1)):.2g}"
+        return shown(trial.metrics.get(name))
+    mean, std = mean_std(each)
+    return f"{mean:.4g} ± {std:.2g}"
 
 
 def _figures(study: Study, trials: list[Trial], output: Path) -> list[str]:
-    finished = [trial for trial in trials if trial.state == "finished"]
-    sections = []
+    finished = finished_trials(study.metric, trials)
+    sections: list[str] = []
     if finished:
         values = {
             name: [trial.metrics.get(name) if trial.state == "finished" else None for trial in trials]
@@ -119,9 +110,11 @@ def _figures(study: Study, trials: list[Trial], output: Path) -> list[str]:
             found = [trial.metrics[name] for trial in finished]
             drawn = save_svg(output, f"parallel_{name}", parallel_figure(params, logarithmic, found, name))
             sections.append(html.section(f"Settings and {name}", html.figure(drawn, "A line is a finished trial.")))
-    if finished and study.objective == "run":
-        numbers = [trial.number for trial in finished]
-        drawn = save_svg(output, "front", front_figure([trial.metrics for trial in finished], numbers))
+    priced = finished_trials(("final_accuracy", *COSTS), trials)
+    if priced:
+        fronts = {cost: best_trials(("max", "min"), ("final_accuracy", cost), priced) for cost in COSTS}
+        numbers = {cost: [trial.number for trial in front] for cost, front in fronts.items()}
+        drawn = save_svg(output, "front", front_figure({trial.number: trial.metrics for trial in priced}, numbers))
         caption = "Finished trials; numbered: those that no other one beats in both (the Pareto front)."
         sections.append(html.section("Accuracy, energy and time", html.figure(drawn, caption)))
     return sections

@@ -10,18 +10,17 @@ from typing import Any
 from fl_ray.config import RunConfig
 from fl_ray.errors import SettingError
 from fl_ray.registry import nearest
-from fl_ray.summary import outcome, target_key
+from fl_ray.summary import REACHED, outcome, target_key
 
 __all__ = ["check_metric", "mean_metrics", "measure", "metric_names"]
 
 _PLAIN = ("final_accuracy", "best_accuracy", "final_loss", "virtual_time_s", "energy_j", "bytes_up", "bytes_down")
-_REACHED = ("rounds", "virtual_time_s", "energy_j")
 _NEVER = 2.0  # a target that is not reached costs so many times what the whole run costs
 
 
 def metric_names(config: RunConfig) -> list[str]:
     """All of them: those of every run, and rounds, virtual time and energy to each of its targets."""
-    return [*_PLAIN, *(f"{name}_to_{target_key(target)}" for target in config.targets for name in _REACHED)]
+    return [*_PLAIN, *(f"{name}_to_{target_key(target)}" for target in config.targets for name, _ in REACHED)]
 
 
 def check_metric(name: str, config: RunConfig) -> None:
@@ -41,7 +40,7 @@ def measure(history: Sequence[Mapping[str, Any]], config: RunConfig) -> dict[str
     for target in config.targets:
         key = target_key(target)
         hit = found["targets"][key]
-        for name in _REACHED:
+        for name, _ in REACHED:
             so_far = float(found[name])
             missed = _NEVER * so_far * config.rounds / max(1, len(history))
             metrics[f"{name}_to_{key}"] = missed if hit is None else float(hit[name])

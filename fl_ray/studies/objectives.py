@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fl_ray.comparison import goes_on
+from fl_ray.config import RunConfig
 from fl_ray.errors import FlRayError
 from fl_ray.run_folder import RunFolder
 from fl_ray.runtime.start import OpenRuntimes
 from fl_ray.studies.metrics import mean_metrics, measure
 from fl_ray.studies.settings import Study
-from fl_ray.studies.tracking import TrialRun
+from fl_ray.studies.tracking import PARENT, TrialRun
 from fl_ray.studies.trials import Trial, trial_folder
 from tuning.search import STEP
 from tuning.tune_study import Steps
@@ -69,7 +70,7 @@ class RunObjective:
                 tracked.end(trial)
         return {**trial.metrics, STEP: config.rounds * len(self.study.seeds)}
 
-    def _rounds(self, config: Any, trial: Trial) -> Any:
+    def _rounds(self, config: RunConfig, trial: Trial) -> Iterator[list[dict[str, Any]]]:
         """A run's history after each of its rounds."""
         from fl_ray.experiment import Experiment
 
@@ -79,7 +80,7 @@ class RunObjective:
             return
         tags = {"study": self.study.name, "trial": str(trial.number)}
         if trial.mlflow_run is not None:
-            tags["mlflow.parentRunId"] = trial.mlflow_run
+            tags[PARENT] = trial.mlflow_run
         label = f"trial {trial.number}"
         resume = goes_on(folder, config)
         experiment = Experiment(config, folder, self._runtimes.of(config), label=label, tags=tags, resume=resume)

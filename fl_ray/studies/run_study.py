@@ -26,14 +26,14 @@ from fl_ray.runtime.placement import plan_slots
 from fl_ray.storage import is_temporary
 from fl_ray.studies.objectives import PlanObjective, RunObjective
 from fl_ray.studies.settings import Study, load_study
-from fl_ray.studies.tracking import StudyRun, end_runs_of
-from fl_ray.studies.trials import Trial, all_trials
+from fl_ray.studies.tracking import begin_study_run, end_runs_of
+from fl_ray.studies.trials import Trial, all_trials, shown
 from fl_ray.tracking_store import tracking_uri
 from tuning.algorithms import make_sampler
 from tuning.search import FINISHED, open_study
 from tuning.tune_study import run_trials, trials_that_fit
 
-__all__ = ["begin_study", "journal_of", "resume_study", "run_study", "study_wall_s", "trial_bundles"]
+__all__ = ["begin_study", "journal_of", "resume_study", "run_study", "study_wall_s"]
 
 _FILE, _WALL = "study.yaml", "wall.json"
 
@@ -85,7 +85,7 @@ def study_wall_s(output: Path) -> float:
     return float(json.loads(path.read_text(encoding="utf-8"))["wall_s"]) if path.exists() else 0.0
 
 
-def trial_bundles(config: RunConfig, share: Mapping[str, float]) -> list[dict[str, float]]:
+def _trial_bundles(config: RunConfig, share: Mapping[str, float]) -> list[dict[str, float]]:
     """The bundles of a trial's placement group: its own process first, then its clients' actors, then all others.
 
     Args:
@@ -121,7 +121,7 @@ def _bundles_that_fit(study: Study) -> list[dict[str, float]]:
     share = {name: amount / study.concurrency for name, amount in cluster.items()}
     base = study.base()
     try:
-        bundles = trial_bundles(base, share)
+        bundles = _trial_bundles(base, share)
     except PlacementError as error:
         share = f"concurrency is {study.concurrency}, and a trial's share of the cluster is too small"
         raise PlacementError(f"{share}. {error}") from error
@@ -165,13 +165,13 @@ def run_study(study: Study, output: Path, progress: Progress) -> list[Trial]:
                     journal.enqueue_trial(candidate)
             left = min(study.trials, len(candidates)) - len(ended)
         if left > 0:
-            tracked = StudyRun(study, output) if base.tracking.enabled and study.objective == "run" else None
+            tracks = base.tracking.enabled and study.objective == "run"
             watcher = _Watcher(study, output, progress, len(ended), len(ended) + left, base)
             make: Any
             if study.objective == "plan":
                 make = partial(PlanObjective, study, output)
             else:
-                make = partial(RunObjective, study, output, tracked.run_id if tracked is not None else None)
+                make = partial(RunObjective, study, output, begin_study_run(study, output) if tracks else None)
             run_trials(
                 make,
                 journal,
@@ -216,8 +216,8 @@ class _Watcher:
         if result.get(FINISHED):
             self._finished.add(number)
             return
-        shown = ", ".join(f"{name} {result[name]:.4g}" for name in self.study.metric if name in result)
-        detail = f"trial {number} after {result['step']} rounds: {shown}"
+        found = ", ".join(f"{name} {shown(result.get(name))}" for name in self.study.metric)
+        detail = f"trial {number} after {result['step']} rounds: {found}"
         self.progress.steps("trials", self.count, self.trials, detail)
 
     def ended(self, number: int, error: str | None) -> None:
@@ -234,12 +234,8 @@ class _Watcher:
             return
         state = "finished" if number in self._finished else "pruned"  # the trial itself may not have written it yet
         state = state if error is None else f"failed: {trial.error}"
-        found = ", ".join(f"{name} {trial.metrics[name]:.4g}" for name in self.study.metric if name in trial.metrics)
-        params = ", ".join(f"{name} {_short(value)}" for name, value in trial.params.items())
+        found = ", ".join(f"{name} {shown(trial.metrics.get(name))}" for name in self.study.metric)
+        params = ", ".join(f"{name} {shown(value)}" for name, value in trial.params.items())
         if len(params) > 100:
             params = f"{params[:97]}..."
         self.progress.message(f"{self.count}/{self.trials} trial {number} ({params}) {state}, {found}")
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -5,16 +5,22 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fl_ray.config import RunConfig
+from fl_ray.run_folder import write_json
 from fl_ray.studies.settings import Study
 from fl_ray.studies.trials import Trial, all_trials, best_trials, trial_folder
 from fl_ray.tracking_store import prepare_store, tracking_uri
 
-__all__ = ["StudyRun", "TrialRun", "end_runs_of", "end_study"]
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
-_PARENT = "mlflow.parentRunId"
+__all__ = ["PARENT", "TrialRun", "begin_study_run", "end_runs_of", "end_study"]
+
+PARENT = "mlflow.parentRunId"  # MLflow's tag of a nested run
 _FILE = "tracking.json"
 _ENDED = {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}  # ours: MLflow's
 
@@ -32,7 +38,7 @@ class TrialRun:
         self.client = mlflow.MlflowClient(tracking_uri(config))
         if trial.mlflow_run is None:
             experiment = prepare_store(config)
-            tags = {_PARENT: parent, "study": study.name, "trial": str(trial.number), "kind": "trial"}
+            tags = {PARENT: parent, "study": study.name, "trial": str(trial.number), "kind": "trial"}
             tags |= {"method": config.method.name, "data": config.data.name}
             name = f"trial-{trial.number:04d}"
             self.run_id = self.client.create_run(experiment, run_name=name, tags=tags).info.run_id
@@ -44,38 +50,40 @@ class TrialRun:
 
     def end(self, trial: Trial) -> None:
         """Log what the trial came to, and end its run."""
-        for name, value in trial.metrics.items():
-            if value is not None and math.isfinite(value):
-                self.client.log_metric(self.run_id, name, value)
+        _log_metrics(self.client, self.run_id, trial.metrics)
         self.client.set_tag(self.run_id, "state", trial.state)
         if trial.error is not None:
             self.client.set_tag(self.run_id, "error", trial.error[:500])
         self.client.set_terminated(self.run_id, _ENDED[trial.state])
 
 
-class StudyRun:
-    """The study's run, written by the study's process alone; gone on with where the folder names one."""
+def begin_study_run(study: Study, output: Path) -> str:
+    """The study's run, which the study's process alone writes; gone on with where the folder names one. Its id."""
+    import mlflow
 
-    def __init__(self, study: Study, output: Path) -> None:
-        import mlflow
+    config = study.config({})
+    uri, known = tracking_uri(config), output / _FILE
+    experiment = prepare_store(config)
+    client = mlflow.MlflowClient(uri)
+    if known.exists():
+        run_id: str = json.loads(known.read_text(encoding="utf-8"))["run_id"]
+        client.update_run(run_id, status="RUNNING")
+        return run_id
+    tags = {"study": study.name, "kind": "study", "method": config.method.name, "data": config.data.name}
+    run_id = client.create_run(experiment, run_name=study.name, tags=tags).info.run_id
+    content = study.to_dict()
+    for key in ("metric", "mode", "trials", "concurrency", "seeds", "objective"):
+        client.log_param(run_id, key, content[key])
+    client.log_param(run_id, "algorithm", study.algorithm.name)
+    client.log_param(run_id, "scheduler", study.scheduler.name)
+    write_json(known, {"uri": uri, "run_id": run_id})
+    return run_id
 
-        config = study.config({})
-        self.uri = tracking_uri(config)
-        experiment = prepare_store(config)
-        self.client = mlflow.MlflowClient(self.uri)
-        known = output / _FILE
-        if known.exists():
-            self.run_id: str = json.loads(known.read_text(encoding="utf-8"))["run_id"]
-            self.client.update_run(self.run_id, status="RUNNING")
-            return
-        tags = {"study": study.name, "kind": "study", "method": config.method.name, "data": config.data.name}
-        self.run_id = self.client.create_run(experiment, run_name=study.name, tags=tags).info.run_id
-        content = study.to_dict()
-        for key in ("metric", "mode", "trials", "concurrency", "seeds", "objective"):
-            self.client.log_param(self.run_id, key, content[key])
-        self.client.log_param(self.run_id, "algorithm", study.algorithm.name)
-        self.client.log_param(self.run_id, "scheduler", study.scheduler.name)
-        known.write_text(json.dumps({"uri": self.uri, "run_id": self.run_id}) + "\n", encoding="utf-8")
+
+def _log_metrics(client: MlflowClient, run_id: str, metrics: Mapping[str, float | None], prefix: str = "") -> None:
+    for name, value in metrics.items():
+        if value is not None and math.isfinite(value):
+            client.log_metric(run_id, f"{prefix}{name}", value)
 
 
 def end_study(study: Study, output: Path, status: str) -> None:
@@ -92,9 +100,7 @@ def end_study(study: Study, output: Path, status: str) -> None:
     stored = json.loads(known.read_text(encoding="utf-8"))
     client, run_id = mlflow.MlflowClient(stored["uri"]), stored["run_id"]
     for trial in best_trials(study.mode, study.metric, all_trials(output))[:1]:
-        for name, value in trial.metrics.items():
-            if value is not None and math.isfinite(value):
-                client.log_metric(run_id, f"best_{name}", value)
+        _log_metrics(client, run_id, trial.metrics, "best_")
         client.set_tag(run_id, "best_trial", str(trial.number))
     for name in ("study.yaml", "study.md", "trials.csv", "report.html"):
         if (output / name).exists():

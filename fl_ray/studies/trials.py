@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from fl_ray.run_folder import write_json
 
-__all__ = ["Trial", "all_trials", "best_trials", "trial_folder"]
+__all__ = ["Trial", "all_trials", "best_trials", "finished_trials", "shown", "trial_folder"]
 
 State = Literal["running", "finished", "pruned", "failed"]
 _FILE = "trial.json"
@@ -61,9 +61,15 @@ def all_trials(study: Path) -> list[Trial]:
     return [trial for number in numbers if (trial := Trial.read(study, number)) is not None]
 
 
+def finished_trials(metrics: Sequence[str], trials: Sequence[Trial]) -> list[Trial]:
+    """Those that came to their end with a number for each metric: a diverged model has no loss."""
+    whole = [trial for trial in trials if trial.state == "finished"]
+    return [trial for trial in whole if all(trial.metrics.get(name) is not None for name in metrics)]
+
+
 def best_trials(modes: Sequence[str], metrics: Sequence[str], trials: Sequence[Trial]) -> list[Trial]:
     """The best finished trial; for several metrics the Pareto front, by the first of them."""
-    finished = [trial for trial in trials if trial.state == "finished"]
+    finished = finished_trials(metrics, trials)
     signs = [1 if mode == "min" else -1 for mode in modes]
 
     def place(trial: Trial) -> list[float]:
@@ -77,3 +83,10 @@ def best_trials(modes: Sequence[str], metrics: Sequence[str], trials: Sequence[T
 
     front = sorted((trial for trial in finished if not dominated(trial)), key=place)
     return front if len(metrics) > 1 else front[:1]
+
+
+def shown(value: Any) -> str:
+    """A setting's or a metric's value in tables; a dash where there is none."""
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,16 +1,16 @@
 """Pages in a real browser (the system's Chromium, headless): MLflow's for a store, and our own report."""
 
 import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+
+from tests.conftest import small_recipe
+from tests.serving import free_port, mlflow_page
 
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed: pip install 'fl-ray[test]'"
@@ -24,15 +24,8 @@ PHONE = {"width": 390, "height": 844}
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison's folder, with its runs in a store beside it."""
     folder = tmp_path_factory.mktemp("pages")
-    recipe = {
-        "name": "paged",
-        "data": {"name": "digits", "clients": 4, "max_samples": 500},
-        "model": {"name": "mlp", "hidden": [16]},
-        "runtime": {"backend": "in_process", "training_path": "plain"},
-        "rounds": 4,
-        "targets": [0.3],
-        "compare": [{"label": "slow", "training.lr": 0.01}, {"label": "fast", "training.lr": 0.2}],
-    }
+    entries = [{"label": "slow", "training.lr": 0.01}, {"label": "fast", "training.lr": 0.2}]
+    recipe = small_recipe() | {"name": "paged", "rounds": 4, "tracking": {}, "compare": entries}
     (folder / "paged.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     command = [sys.executable, "-m", "fl_ray", "compare", "paged.yaml", "--seeds", "0", "1", "--output", "out"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=400, check=False)
@@ -43,23 +36,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ui(made: Path) -> Iterator[str]:
     """``fl-ray ui`` on a free port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "fl_ray", "ui", "--port", str(port)]
-    process = subprocess.Popen(command, cwd=made, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    give_up = time.monotonic() + 120
-    while True:
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
-            break
-        except OSError:
-            assert process.poll() is None
-            assert time.monotonic() < give_up
-            time.sleep(0.3)
-    yield f"http://127.0.0.1:{port}"
-    process.terminate()
-    process.wait(30)
+    port = free_port()
+    with mlflow_page([sys.executable, "-m", "fl_ray", "ui", "--port", str(port)], port, made) as address:
+        yield address
 
 
 @pytest.fixture

@@ -1,11 +1,12 @@
-"""A real cluster by ``ray start``: jobs are submitted, followed and listed; a worker's raylet is killed."""
+"""A real cluster by ``ray start``: jobs are submitted, followed, listed and stopped; a worker's raylet is killed."""
 
 import os
 import secrets
+import shutil
 import signal
-import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,14 +16,11 @@ import pytest
 import yaml
 
 from fl_ray.run_folder import RunFolder
+from fl_ray.studies.trials import all_trials
+from tests.fl_ray.studies.own import study_file
+from tests.serving import free_port
 
 BIN = Path(sys.executable).parent
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Cluster:
@@ -34,14 +32,20 @@ class Cluster:
         own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token"), "OMP_NUM_THREADS": "1"}
         self.environment = {**os.environ, **own, "PATH": f"{BIN}:{os.environ['PATH']}"}
         self.environment.pop("RAY_ADDRESS", None)
-        # Sockets have short paths, so the session's folder lies outside of pytest's.
-        head = ["--head", f"--port={self.port}", f"--dashboard-port={self.dashboard}", "--temp-dir", "/tmp/fl-ray-jobs"]
+        self.sessions: list[str] = []
+        head = ["--head", f"--port={self.port}", f"--dashboard-port={self.dashboard}"]
         self.head = self.start(*head, "--num-cpus=1", "--resources", '{"bandwidth": 1}')
-        self.worker = self.start(f"--address=127.0.0.1:{self.port}", "--num-cpus=3", "--resources", '{"bandwidth": 10}')
+        self.worker = self.start_worker()
+
+    def start_worker(self) -> subprocess.Popen[bytes]:
+        address = f"--address=127.0.0.1:{self.port}"
+        return self.start(address, "--num-cpus=3", "--resources", '{"bandwidth": 10}')
 
     def start(self, *words: str) -> subprocess.Popen[bytes]:
-        # Two nodes on one machine need agents on ports of their own.
-        own = ["--dashboard-agent-listen-port", str(free_port())]
+        # Two nodes on one machine need agents on ports of their own, and folders: a node takes a job's packages away
+        # once nothing of it runs there. Sockets have short paths, so these lie outside of pytest's.
+        self.sessions.append(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+        own = ["--dashboard-agent-listen-port", str(free_port()), "--temp-dir", self.sessions[-1]]
         command = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", *own, *words]
         log = self.folder / f"ray{len(list(self.folder.glob('ray*.log')))}.log"
         with log.open("wb") as stream:
@@ -70,6 +74,8 @@ class Cluster:
         for process in (self.worker, self.head):
             process.terminate()
             process.wait(60)
+        for folder in self.sessions:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +127,35 @@ def test_a_recipe_ends_well_though_the_workers_raylet_dies(cluster: Cluster) -> 
     listed = cluster.call("jobs").stdout
     assert job in listed
     assert "succeeded" in listed
+
+
+def test_a_four_trial_study_ends_well_and_is_told_in_the_jobs(cluster: Cluster) -> None:
+    if cluster.worker.poll() is not None:  # killed by the test before
+        cluster.worker = cluster.start_worker()
+    study_file(cluster.folder, settings={"tracking": {"enabled": False}})
+    study = cluster.call("submit", "study.yaml", "--output", str(cluster.folder / "study"), "--wait")
+    assert study.returncode == 0, study.stdout + study.stderr
+    assert [trial.state for trial in all_trials(cluster.folder / "study")] == ["finished"] * 4
+    assert "succeeded" in cluster.call("jobs").stdout
+
+
+def test_the_exit_code_is_the_jobs_and_a_job_can_be_stopped(cluster: Cluster) -> None:
+    recipe(cluster.folder, data={"name": "mnist", "root": "nowhere"})
+    failed = cluster.call("submit", "job.yaml", "--output", str(cluster.folder / "failed"), "--wait")
+    assert failed.returncode == 2, failed.stdout
+    assert "nowhere" in failed.stdout
+    recipe(cluster.folder, rounds=100000)
+    begun = cluster.call("submit", "job.yaml", "--output", str(cluster.folder / "long"))
+    job = begun.stdout.split()[1].rstrip(":")
+    give_up = time.monotonic() + 200
+    while not RunFolder(cluster.folder / "long").history():
+        assert time.monotonic() < give_up, cluster.call("logs", job).stdout
+        time.sleep(0.2)
+    assert "stopped" in cluster.call("stop", job).stdout
+    give_up = time.monotonic() + 60
+    while (RunFolder(cluster.folder / "long").summary() or {}).get("status") != "interrupted":
+        assert time.monotonic() < give_up, cluster.call("logs", job).stdout
+        time.sleep(0.2)
 
 
 def test_what_can_not_be_packed_is_refused(cluster: Cluster, tmp_path: Path) -> None:

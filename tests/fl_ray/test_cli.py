@@ -5,7 +5,6 @@ import os
 import re
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import pytest
 import yaml
 
 from tests.conftest import Call
+from tests.serving import free_port
 
 RECIPE = {
     "name": "small",
@@ -212,9 +212,7 @@ def test_a_cluster_that_is_too_small_or_not_there(
 
 def test_a_running_cluster_is_joined_and_left_running(recipe: Path, tmp_path: Path) -> None:
     """``ray start --block`` ends what it started, and that alone, when it is terminated."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     start = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=2"]
     more = ["--resources", '{"bandwidth": 5}', "--include-dashboard=false", "--disable-usage-stats"]
     environment = {**os.environ, "RAY_AUTH_MODE": "token"}

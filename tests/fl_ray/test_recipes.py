@@ -8,7 +8,9 @@ import yaml
 from fl_ray.errors import SettingError
 from fl_ray.recipes import apply_overrides, compare_entries, load_recipe, make_config, to_dict
 
-RECIPES = sorted((Path(__file__).parent.parent.parent / "experiments").rglob("*.yaml"))
+EXPERIMENTS = Path(__file__).parent.parent.parent / "experiments"
+# Studies of recipes have tests of their own (studies/test_study_files.py).
+RECIPES = [path for path in sorted(EXPERIMENTS.rglob("*.yaml")) if path.parent.name != "tuning"]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.name}")

@@ -1,5 +1,6 @@
 """Outputs at addresses: mirrored while they grow, and gone on with from there, in memory and on a file system."""
 
+import shutil
 from pathlib import Path
 
 import fsspec
@@ -9,7 +10,7 @@ import yaml
 from fl_ray import storage
 from fl_ray.errors import OutputError
 from fl_ray.storage import Mirror, opened_output
-from tests.conftest import Call
+from tests.conftest import Call, small_recipe
 
 
 @pytest.fixture(params=["memory", "file"])
@@ -56,16 +57,7 @@ def test_a_copy_is_made_while_the_work_goes_on(address: str, tmp_path: Path, mon
 
 
 def test_a_run_at_an_address_goes_on_from_there(address: str, tmp_path: Path, call: Call) -> None:
-    recipe = {
-        "name": "far",
-        "data": {"name": "digits", "clients": 3, "max_samples": 300},
-        "model": {"name": "mlp", "hidden": [8]},
-        "runtime": {"backend": "in_process", "training_path": "plain"},
-        "rounds": 4,
-        "checkpoint": {"every": 1},
-        "tracking": {"enabled": False},
-        "compare": [{"label": "a"}, {"label": "b", "training.lr": 0.01}],
-    }
+    recipe = small_recipe() | {"compare": [{"label": "a"}, {"label": "b", "training.lr": 0.01}]}
     (tmp_path / "far.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     whole = call("run", str(tmp_path / "far.yaml"), "--output", str(tmp_path / "near"))
     assert whole.returncode == 0, whole.stderr
@@ -80,24 +72,29 @@ def test_a_run_at_an_address_goes_on_from_there(address: str, tmp_path: Path, ca
     assert compared.returncode == 0, compared.stderr
     assert {"comparison.csv", "runs/a/seed0/summary.json", "runs/b/seed0/summary.json"} <= names(f"{address}-both")
     there, root = fsspec.core.url_to_fs(address)
-    local, here = fsspec.core.url_to_fs(str(tmp_path / "near"))
-    for name in ("model.safetensors",):
-        assert there.cat_file(f"{root}/{name}") == local.cat_file(f"{here}/{name}")
+    assert there.cat_file(f"{root}/model.safetensors") == (tmp_path / "near" / "model.safetensors").read_bytes()
+
+
+def test_what_could_not_be_copied_at_the_end_is_kept_here(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*arguments: object) -> int:
+        raise OSError("the bucket is away")
+
+    def write_while_storage_goes_away() -> None:
+        with opened_output(address) as folder:
+            (folder / "x").write_text("1")
+            monkeypatch.setattr(Mirror, "push", away)
+
+    with pytest.raises(OutputError, match="the bucket is away; what was written is kept in") as caught:
+        write_while_storage_goes_away()
+    folder = Path(str(caught.value).rpartition(" ")[2])
+    assert (folder / "x").read_text() == "1"
+    shutil.rmtree(folder.parent)
 
 
 def test_an_interrupted_run_resumes_from_its_address(
     address: str, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = {
-        "name": "cut",
-        "data": {"name": "digits", "clients": 3, "max_samples": 300},
-        "model": {"name": "mlp", "hidden": [8]},
-        "runtime": {"backend": "in_process", "training_path": "plain"},
-        "rounds": 3,
-        "checkpoint": {"every": 1},
-        "tracking": {"enabled": False},
-    }
-    (tmp_path / "cut.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    (tmp_path / "cut.yaml").write_text(yaml.safe_dump(small_recipe()), encoding="utf-8")
 
     def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt

@@ -1,10 +1,6 @@
 """A comparison read from the tracking store: SQLite and a real server, intervals and tests against scipy's."""
 
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +11,8 @@ from scipy import stats
 
 from fl_ray.errors import OutputError, SettingError
 from fl_ray.store_comparison import compare_pairs, confidence_interval, runs_of_experiment, series_of
-from tests.conftest import Call
+from tests.conftest import Call, small_recipe
+from tests.serving import free_port, mlflow_page
 
 
 def test_the_interval_is_students() -> None:
@@ -42,26 +39,12 @@ def test_there_is_no_p_where_there_is_no_test(other: dict[int, float]) -> None:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """``mlflow server`` on a free port of this machine."""
     folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
     command += ["--artifacts-destination", str(folder / "artifacts")]
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    uri = f"http://127.0.0.1:{port}"
-    give_up = time.monotonic() + 120
-    while True:
-        try:
-            urllib.request.urlopen(f"{uri}/health", timeout=2)
-            break
-        except OSError:
-            assert process.poll() is None
-            assert time.monotonic() < give_up
-            time.sleep(0.3)
-    yield uri
-    process.terminate()
-    process.wait(30)
+    with mlflow_page(command, port, folder) as address:
+        yield address
 
 
 @pytest.fixture(params=["sqlite", "server"])
@@ -72,15 +55,8 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def recipe(folder: Path, uri: str) -> Path:
-    content = {
-        "name": "stored",
-        "data": {"name": "digits", "clients": 4, "max_samples": 400},
-        "model": {"name": "mlp", "hidden": [8]},
-        "runtime": {"backend": "in_process", "training_path": "plain"},
-        "rounds": 2,
-        "tracking": {"uri": uri},
-        "compare": [{"label": "slow", "training.lr": 0.001}, {"label": "fast", "training.lr": 0.2}],
-    }
+    entries = [{"label": "slow", "training.lr": 0.001}, {"label": "fast", "training.lr": 0.2}]
+    content = small_recipe() | {"name": "stored", "rounds": 2, "tracking": {"uri": uri}, "compare": entries}
     path = folder / "stored.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return path

@@ -7,27 +7,15 @@ from typing import Any
 
 import yaml
 
+from tests.conftest import small_recipe
+
 
 def study_file(folder: Path, **changes: Any) -> Path:
     """A study of seconds; changes are its keys, ``recipe`` and ``space`` whole."""
+    store = {"uri": f"sqlite:///{folder / 'mlflow.db'}"}
     content = {
         "name": "small-study",
-        "recipe": {
-            "name": "small",
-            "data": {
-                "name": "digits",
-                "clients": 6,
-                "public_fraction": 0.2,
-                "max_samples": 600,
-                "partition": {"name": "dirichlet", "alpha": 0.5, "min_samples": 3},
-            },
-            "model": {"name": "mlp", "hidden": [16]},
-            "training": {"batch_size": 8, "lr": 0.1},
-            "runtime": {"backend": "in_process", "training_path": "plain"},
-            "rounds": 4,
-            "targets": [0.5],
-            "tracking": {"uri": f"sqlite:///{folder / 'mlflow.db'}"},
-        },
+        "recipe": small_recipe() | {"rounds": 4, "targets": [0.5], "tracking": store},
         "space": {
             "training.lr": {"loguniform": [0.001, 0.5]},
             "training.local_epochs": {"int": [1, 3]},
