@@ -38,12 +38,13 @@ if TYPE_CHECKING:
 __all__ = ["TRAINED_FILE", "FederatedGenerator", "Synthesis", "cache_root"]
 
 TRAINED_FILE = "trained.json"  # beside the weights: what their training took
-FORMAT = 2  # of the cache; raised when the code that makes weights or images changes what it makes
+FORMAT = 3  # of the cache; raised when the code that makes weights or images changes what it makes
 
 
-def cache_root(config: GeneratorConfig) -> Path:
-    """Where generators and their images are kept: ``generator.cache``, else $FL_RAY_CACHE, else ~/.cache/fl_ray."""
-    return Path(config.cache or os.environ.get("FL_RAY_CACHE") or "~/.cache/fl_ray").expanduser() / "generators"
+def cache_root(config: GeneratorConfig | None) -> Path:
+    """Where what was trained is kept: ``generator.cache``, else $FL_RAY_CACHE, else ~/.cache/fl_ray."""
+    own = config.cache if config is not None else None
+    return Path(own or os.environ.get("FL_RAY_CACHE") or "~/.cache/fl_ray").expanduser()
 
 
 class FederatedGenerator(Protocol):
@@ -93,7 +94,7 @@ class Synthesis:
         with self._as_setting_error():
             training = self.generator.training_settings()
         self.key = settings_digest(FORMAT, config.name, training, device, data.source.classes, source)[:16]
-        self._home = cache_root(config) / f"{config.name.replace(':', '.')}-{self.key}"
+        self._home = cache_root(config) / "generators" / f"{config.name.replace(':', '.')}-{self.key}"
         made = environment()
         self._manifest = {
             "generator": config.name,

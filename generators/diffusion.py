@@ -27,7 +27,13 @@ __all__ = ["ClassConditionalPipeline", "DiffusionGenerator", "PixelDenoiser"]
 
 
 class ClassConditionalPipeline(DiffusionPipeline):
-    """A diffusers pipeline of a class-conditional ``unet`` and a ``scheduler``, in pixel space."""
+    """A diffusers pipeline, in pixel space, of a class-conditional ``unet``, which predicts velocities,
+    and a ``scheduler``.
+
+    ``schedule`` is what its samples are made with: it begins at pure noise, and is given the noise that follows from
+    the velocity. Clean estimates are not clipped: the schedulers go on from the clipped estimate with the noise of the
+    unclipped one, and guided samples get blotches.
+    """
 
     def __init__(self, unet: UNet2DModel, scheduler: DDPMScheduler) -> None:
         super().__init__()
@@ -55,8 +61,19 @@ class ClassConditionalPipeline(DiffusionPipeline):
             x = self.scheduler.step(eps, t, x, generator=generator).prev_sample
         return ((x + 1) / 2).clamp(0, 1)
 
+    @staticmethod
+    def schedule(trained: DDPMScheduler) -> DDPMScheduler:
+        """The schedule of the training, for sampling."""
+        return DDPMScheduler.from_config(
+            trained.config, timestep_spacing="trailing", prediction_type="epsilon", clip_sample=False
+        )
+
     def predict(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor, guidance: float) -> torch.Tensor:
-        """The noise in ``x`` at step ``t``."""
+        """The noise in ``x`` at step ``t``: sqrt(a) v + sqrt(1 - a) x for the velocity v, a = alpha-bar_t."""
+        alpha_bar = self.scheduler.alphas_cumprod.to(x.device)[t.long()]
+        return alpha_bar.sqrt() * self._velocity(x, t, labels, guidance) + (1 - alpha_bar).sqrt() * x
+
+    def _velocity(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor, guidance: float) -> torch.Tensor:
         if guidance == 1.0:
             return self.unet(x, t, class_labels=labels).sample.float()
         null = torch.full_like(labels, self.unet.config.num_class_embeds - 1)
@@ -150,7 +167,11 @@ class DiffusionGenerator(Generator):
         mixed = dtype_of(self.precision, device, torch.bfloat16) is torch.bfloat16
         with seeded(self.train_seed):
             unet = make_unet(size, channels, len(data.classes), self.widths or default_widths(size), self.layers)
-            scheduler = DDPMScheduler(num_train_timesteps=self.diffusion_steps, beta_schedule="squaredcos_cap_v2")
+            scheduler = DDPMScheduler(
+                num_train_timesteps=self.diffusion_steps,
+                beta_schedule="squaredcos_cap_v2",
+                prediction_type="v_prediction",
+            )
             module = ClassConditionalDDPM(unet, scheduler, self.lr, self.label_dropout, self.ema)
             images = torch.from_numpy(data.images).float().div(127.5).sub(1)
             fit_steps(
@@ -180,10 +201,7 @@ class DiffusionGenerator(Generator):
     def _pipeline(self, folder: Path, device: torch.device) -> ClassConditionalPipeline:
         unet = UNet2DModel.from_pretrained(str(folder), subfolder="unet", low_cpu_mem_usage=False)
         trained = DDPMScheduler.from_pretrained(str(folder), subfolder="scheduler")
-        # "leading" starts below the last step, where the cosine schedule's signal has all but vanished and DPM-Solver++
-        # divides by it; pinned here so that no default of another version changes the samples.
-        schedule = DDPMScheduler.from_config(trained.config, timestep_spacing="leading")
-        pipeline = ClassConditionalPipeline(unet.eval(), schedule)
+        pipeline = ClassConditionalPipeline(unet.eval(), ClassConditionalPipeline.schedule(trained))
         swap_scheduler(pipeline, self.sampler)
         return pipeline.to(device)
 

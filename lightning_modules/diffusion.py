@@ -1,4 +1,10 @@
-"""DDPM training of a class-conditional UNet (arXiv 2006.11239) with classifier-free guidance's label dropping."""
+"""DDPM training of a class-conditional UNet (arXiv 2006.11239) with classifier-free guidance's label dropping.
+
+The network predicts the velocity v = sqrt(a) noise - sqrt(1 - a) x0 (arXiv 2202.00512), a = alpha-bar_t. At the last
+step, where the image has vanished, that is the mean image of the class, while the noise says nothing: sampling can
+begin at pure noise (arXiv 2305.08891). From a network that predicts noise it has to begin a few steps later, where the
+mean of the pixels still shows: pure noise then stands for images of medium grey, and digits on black come out on grey.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +18,8 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 __all__ = ["ClassConditionalDDPM", "default_widths", "make_unet"]
+
+_GROUP = 4  # channels of a norm's group, at least
 
 
 def default_widths(image_size: int) -> list[int]:
@@ -43,7 +51,8 @@ def make_unet(image_size: int, channels: int, num_classes: int, widths: list[int
             f"{2 ** (levels - 1)}; give fewer widths"
         )
     plain = levels - 1
-    groups = next(group for group in (32, 16, 8, 4, 2, 1) if all(width % group == 0 for width in widths))
+    # Where a group is one channel, its norm takes out the channel's mean, which is where time and class may stand.
+    groups = max(group for group in (32, 16, 8, 4, 2, 1) if group == 1 or all(_divides(group, w) for w in widths))
     return UNet2DModel(
         sample_size=image_size,
         in_channels=channels,
@@ -53,13 +62,19 @@ def make_unet(image_size: int, channels: int, num_classes: int, widths: list[int
         down_block_types=(*["DownBlock2D"] * plain, "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", *["UpBlock2D"] * plain),
         norm_num_groups=groups,
+        resnet_time_scale_shift="scale_shift",  # time and class come in behind the norm, not before it
         attention_head_dim=8 if all(width % 8 == 0 for width in widths) else None,
         num_class_embeds=num_classes + 1,
     )
 
 
+def _divides(groups: int, width: int) -> bool:
+    """Into groups of at least four channels."""
+    return width % groups == 0 and width // groups >= _GROUP
+
+
 class ClassConditionalDDPM(pl.LightningModule):
-    """Predicts the noise of a noised image; keeps an exponential moving average of the weights for sampling.
+    """Predicts the velocity of a noised image; keeps an exponential moving average of the weights for sampling.
 
     Batches are images in [-1, 1], [N, C, H, W], and integer labels. A label is dropped (made the null class) with
     probability ``label_dropout``, so that the same network serves as the unconditional one (arXiv 2207.12598).
@@ -81,7 +96,7 @@ class ClassConditionalDDPM(pl.LightningModule):
         self.average = EMAModel(unet.parameters(), decay=ema)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The simple loss (arXiv 2006.11239, eq. 14)."""
+        """The simple loss (arXiv 2006.11239, eq. 14), of the velocity (arXiv 2202.00512, appendix D)."""
         images, labels = batch
         null = self.unet.config.num_class_embeds - 1
         dropped = torch.rand(len(labels), device=labels.device) < self.label_dropout
@@ -89,7 +104,8 @@ class ClassConditionalDDPM(pl.LightningModule):
         noise = torch.randn_like(images)
         steps = torch.randint(self.scheduler.config.num_train_timesteps, (len(images),), device=images.device)
         noised = self.scheduler.add_noise(images, noise, steps)
-        return nn.functional.mse_loss(self.unet(noised, steps, class_labels=labels).sample, noise)
+        velocity = self.scheduler.get_velocity(images, noise, steps)
+        return nn.functional.mse_loss(self.unet(noised, steps, class_labels=labels).sample, velocity)
 
     def on_train_start(self) -> None:
         self.average.to(self.device)

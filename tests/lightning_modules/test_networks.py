@@ -6,7 +6,7 @@ from torch import nn
 
 from lightning_modules.backbones import VGG16, MobileNetV2, MobileNetV3Small, ShuffleNetV2, SmallViT
 from lightning_modules.classifier import Classifier, OptimizerSettings
-from lightning_modules.exquisite import ExquisiteNetV1
+from lightning_modules.exquisite import ExquisiteNetV1, Pointwise
 from lightning_modules.networks import MLP, VGG9, Dropout, ResNet18, ResNet34, SmallCNN
 
 
@@ -33,6 +33,17 @@ def test_parameter_count(network: nn.Module, expected: int) -> None:
 @pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 32)])
 def test_output_shape(kind: type[nn.Module], channels: int, size: int) -> None:
     assert kind(channels, size, 7).eval()(torch.zeros(2, channels, size, size)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_pointwise_layer_is_a_convolution(bias: bool) -> None:
+    torch.manual_seed(0)
+    layer, x = Pointwise(3, 5, bias).double(), torch.randn(4, 3, 6, 7, dtype=torch.float64, requires_grad=True)
+    found, expected = layer(x), nn.functional.conv2d(x, layer.weight, layer.bias)
+    assert torch.allclose(found, expected, atol=1e-12)
+    wanted = [layer.weight, x]
+    for own, other in zip(*(torch.autograd.grad(out.square().sum(), wanted) for out in (found, expected)), strict=True):
+        assert torch.allclose(own, other, atol=1e-11)
 
 
 @pytest.mark.parametrize(("kind", "size"), [(SmallCNN, 3), (VGG9, 7), (ExquisiteNetV1, 1)])
