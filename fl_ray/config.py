@@ -277,7 +277,11 @@ class PoolConfig:
 
 @dataclass
 class GeneratorConfig:
-    """``generator``: which, its settings, where its weights and images are kept, and the pool that samples it."""
+    """``generator``: which, its settings, where its weights and images are kept, and the pool that samples it.
+
+    One-shot methods (``fedlmg``, ``feddf``, ``dense``, ``ensemble``) keep what their clients have trained in the same
+    cache: a run that would train the same finds it there, and its summary.json says so.
+    """
 
     name: str = "diffusion"
     cache: str | None = None

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fl_ray.checkpoint import Checkpoint
+from fl_ray.client_models import train_or_find
 from fl_ray.context import RunContext
 from fl_ray.devices.cost import server_time_s
 from fl_ray.errors import TooFewClientsError
@@ -86,7 +87,7 @@ def rounds(run: RunContext, method: Method, weights: np.ndarray, done: int = 0) 
             "train_loss": method.train_loss(result),
             "test_accuracy": evaluation.accuracy if evaluation else float("nan"),
             "test_loss": evaluation.loss if evaluation else float("nan"),
-            "wall_s": ended - began,
+            "wall_s": ended - began + result.earlier_s,
         }
         yield RoundReport(row, weights, result, plan, virtual)
 
@@ -126,7 +127,9 @@ def train_clients(run: RunContext, method: Method, number: int, weights: np.ndar
         pace = run.config.runtime.time_scale if run.config.runtime.emulate == "realtime" else None
         settings = RoundSettings(number, run.path, method.needs == "individual", method.proximal, pace)
     result = RoundResult(np.zeros(len(weights)), {}, [])
-    if tasks:
+    if tasks and method.keeps_client_models and pace is None and not plan.left_out:
+        result = train_or_find(run, method, tasks, weights, settings)
+    elif tasks:
         result = run.runtime.train(tasks, weights, settings, run.phases)
     now = time.time()
     missing = [

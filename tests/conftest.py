@@ -90,10 +90,30 @@ def small() -> Callable[..., RunConfig]:
 
 
 @pytest.fixture
-def run_small(tmp_path: Path, small: Callable[..., RunConfig]) -> Callable[..., tuple[Experiment, dict[str, Any]]]:
-    """Run a small recipe; the finished experiment and its summary. ``runtime`` may be an open backend."""
+def fresh_clients(
+    session_cache: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], None]:
+    """Forget what clients have trained; the session's generators stay."""
+
+    def forget() -> None:
+        folder = tmp_path_factory.mktemp("fresh")
+        (session_cache / "generators").mkdir(exist_ok=True)
+        (folder / "generators").symlink_to(session_cache / "generators")
+        monkeypatch.setenv("FL_RAY_CACHE", str(folder))
+
+    return forget
+
+
+@pytest.fixture
+def run_small(
+    tmp_path: Path, small: Callable[..., RunConfig], fresh_clients: Callable[[], None]
+) -> Callable[..., tuple[Experiment, dict[str, Any]]]:
+    """Run a small recipe, in which clients train; the finished experiment and its summary. ``runtime`` may be an open
+    backend.
+    """
 
     def run(runtime: Runtime | None = None, **overrides: Any) -> tuple[Experiment, dict[str, Any]]:
+        fresh_clients()  # so that backends are compared by what they train
         config = small(**overrides)
         folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
         folder.mkdir()

@@ -43,6 +43,8 @@ class Method(ABC):
         server_epochs: epochs that the server trains in a round, where it does; None: training.local_epochs.
         own_models: what clients train where that is not the run's model: client k the one of number k modulo their
             count. Needs ``individual``; the run's model is then the server's.
+        keeps_client_models: what clients have trained is kept, and found by a run that would train the same
+            (``fl_ray.client_models``). Needs ``individual``.
         proximal: mu of a term mu/2 ||w - start||^2 that is added to every client's loss.
     """
 
@@ -57,6 +59,7 @@ class Method(ABC):
     server_waits: bool = False
     server_epochs: int | None = None
     own_models: tuple[Component, ...] = ()
+    keeps_client_models: bool = False
 
     def check(self, config: RunConfig, generator: Generator | None) -> None:
         """Refuse settings that the method can't run with, before data are read or a generator is trained."""

@@ -58,6 +58,7 @@ class OneShot(Method):
     needs = "individual"
     server_waits = True
     weighs_clients = False
+    keeps_client_models = True
 
     def __init__(
         self,

@@ -161,6 +161,10 @@ def _wall(summary: dict[str, Any]) -> str:
     if not summary:
         return ""
     rows = [[name, f"{seconds:,.2f} s"] for name, seconds in summary["wall_s"].items()]
+    kept = summary.get("client_models") or {}
+    if kept.get("from_cache"):
+        told = "of train, the clients' training, which this run took from the cache: as an earlier run measured it"
+        rows.append([told, f"{kept['train_seconds']:,.2f} s"])
     rows += [
         [f"peak memory of the process so far, {name}", f"{size:,.0f} MB"]
         for name, size in summary["process_peak_memory_mb"].items()

@@ -60,11 +60,14 @@ class RoundResult:
             it; None where individual weights were asked for.
         weights: new weights by client, where they were asked for.
         records: by client number, those left out too.
+        earlier_s: wall seconds to count beside this run's own: what the training took in the run that it was taken
+            from, less the time spent waiting for that (``fl_ray.client_models``).
     """
 
     update: np.ndarray | None
     weights: dict[int, np.ndarray]
     records: list[ClientRecord]
+    earlier_s: float = 0.0
 
     @property
     def included(self) -> list[ClientRecord]:
@@ -128,6 +131,14 @@ class Runtime(ABC):
     @abstractmethod
     def hold(self, weights: np.ndarray) -> Any:
         """A handle on weights for ``Task.start``, so that they travel once."""
+
+    @abstractmethod
+    def held(self, handle: Any) -> np.ndarray:
+        """The weights of a handle of ``hold``."""
+
+    @abstractmethod
+    def device_kind(self) -> str:
+        """What clients are trained on: ``cpu``, ``cuda``."""
 
     @abstractmethod
     def train(self, tasks: Sequence[Task], weights: np.ndarray, settings: RoundSettings, phases: Phases) -> RoundResult:

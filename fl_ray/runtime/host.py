@@ -365,6 +365,10 @@ class ClientHost(HostTests):
         finally:
             self.module.optimizer_settings = before
 
+    def device_kind(self) -> str:
+        """Where it computes: ``cpu``, ``cuda``."""
+        return self.device.type
+
     def peak_memory_mb(self) -> float:
         """Of this process."""
         return memory.peak_memory_mb()

@@ -43,6 +43,12 @@ class InProcessRuntime(Runtime):
     def hold(self, weights: np.ndarray) -> np.ndarray:
         return weights
 
+    def held(self, handle: np.ndarray) -> np.ndarray:
+        return handle
+
+    def device_kind(self) -> str:
+        return self.host.device_kind()
+
     def train(self, tasks: Sequence[Task], weights: np.ndarray, settings: RoundSettings, phases: Phases) -> RoundResult:
         with phases.phase("train"):
             part = self.host.train(tasks, weights, settings)

@@ -302,6 +302,12 @@ class RayRuntime(Runtime):
     def hold(self, weights: np.ndarray) -> Any:
         return ray.put(weights) if weights.nbytes > _INLINE_BYTES else weights
 
+    def held(self, handle: Any) -> np.ndarray:
+        return _fetch(handle)
+
+    def device_kind(self) -> str:
+        return self._run([_Call(self._live()[0], "device_kind", ())])[0]
+
     def resolve_path(self, wanted: str, clients: Sequence[int], weights: np.ndarray) -> tuple[TrainingPath, str]:
         at_once = -(-self._cohort_size // len(self._slots))
         return self._run([_Call(self._live()[0], "resolve_path", (wanted, clients, at_once, self.hold(weights)))])[0]

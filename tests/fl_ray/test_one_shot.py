@@ -161,12 +161,13 @@ def test_a_client_guides_the_classes_that_it_has(run_small: Run) -> None:
 
 
 def test_a_run_cut_at_its_end_keeps_the_uploads(
-    small: Small, tmp_path: Path, run_cut_at_its_end: Callable[..., None]
+    small: Small, tmp_path: Path, run_cut_at_its_end: Callable[..., None], fresh_clients: Callable[[], None]
 ) -> None:
     config = small(**COMMON, method__name="ensemble")
     with open_runtime(config) as runtime:
         run_cut_at_its_end(config, tmp_path / "cut", runtime)
         resumed = Experiment(config, tmp_path / "cut", runtime, resume=True).run()
+        fresh_clients()
         (tmp_path / "whole").mkdir()
         whole = Experiment(config, tmp_path / "whole", runtime).run()
     assert resumed["final_accuracy"] == whole["final_accuracy"]
