@@ -206,7 +206,7 @@ def test_the_loss_falls(unet: nn.Module) -> None:
     for settings in (
         GuidanceSettings(steps=8, edits=8, eta=2.0),
         GuidanceSettings(steps=8, edits=8, eta=0.1, step_rule="rms"),
-        GuidanceSettings(steps=8, edits=0, eta=5.0, form="epsilon", recurrence=2),
+        GuidanceSettings(steps=8, edits=0, eta=1.0, step_rule="rms", form="epsilon", recurrence=2),
     ):
         own = guide(0.1)
         sampler = GuidedSampler(Pixels(unet, schedule()), own, settings)

@@ -110,7 +110,9 @@ def test_without_guidance_it_is_the_diffusion_model_s_own_sample(trained: tuple[
     pipeline.scheduler.set_timesteps(4)
     with torch.no_grad():
         for t in pipeline.scheduler.timesteps:
-            noise = pipeline.unet(s, t, class_labels=torch.full((4,), 2)).sample
+            alpha_bar = pipeline.scheduler.alphas_cumprod[t]
+            velocity = pipeline.unet(s, t, class_labels=torch.full((4,), 2)).sample
+            noise = alpha_bar.sqrt() * velocity + (1 - alpha_bar).sqrt() * s
             s = pipeline.scheduler.step(noise, t, s).prev_sample
     expected = ((s + 1) / 2).clamp(0, 1).mul(255).round().to(torch.uint8).numpy()
     assert np.array_equal(made, expected)
