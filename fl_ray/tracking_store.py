@@ -30,12 +30,12 @@ def prepare_store(config: RunConfig, uri: str | None = None) -> str:
     import logging
 
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # MLflow's own 7 wait for minutes
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     import mlflow
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # not before: MLflow's import sets its own level
     uri, name = uri or tracking_uri(config), config.tracking.experiment or config.name
     try:
         client = mlflow.MlflowClient(uri)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -42,12 +44,33 @@ def compare_store(options: Any, overrides: Mapping[str, Any]) -> int:
 
 
 def ui(options: Any, overrides: Mapping[str, Any]) -> int:
-    """MLflow's page for the store, on this machine alone, until it is interrupted."""
+    """MLflow's page for the store, on this machine alone, until it is interrupted.
+
+    Raises:
+        SettingError: the port is in use.
+    """
     uri = _uri(overrides, "fl-ray ui")
     if uri.startswith("http"):
         print(f"MLflow's page is {uri}")
         return 0
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    _free(options.port)
+    # One worker is enough for one user, and nothing here asks for MLflow's jobs: they would be eight more processes.
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
     command += ["--host", "127.0.0.1", "--port", str(options.port)]
+    page = subprocess.Popen(command, env={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ})
     print(f"MLflow's page: http://127.0.0.1:{options.port} (Ctrl-C ends it)", flush=True)
-    return subprocess.run(command, check=False).returncode
+    try:
+        return page.wait()
+    except KeyboardInterrupt:
+        page.terminate()  # it ends its workers; killed, it would leave them behind
+        page.wait()
+        raise
+
+
+def _free(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            raise SettingError(f"--port {port}: it can't be used ({error}); give another --port") from error

@@ -20,7 +20,8 @@ figcaption, .note { color: var(--soft); font-size: .87rem; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } thead th { background: var(--tint); }
-@media (max-width: 40rem) { figure svg, figure img { max-width: none; width: 44rem; } }
+@media (max-width: 40rem) { figure svg, figure img { max-width: none; } /* as drawn, and scrolled */
+       th:first-child, td:first-child { white-space: normal; min-width: 7rem; } }
 details { margin: .5rem 0; } pre { background: var(--tint); padding: .7rem; overflow-x: auto; font-size: .82rem; }
 """
 

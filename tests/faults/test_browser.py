@@ -18,6 +18,10 @@ playwright = pytest.importorskip(
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
 PHONE = {"width": 390, "height": 844}
+LETTERS = """() => [...document.querySelectorAll("figure svg text")].map((text) => {
+    const shown = text.getScreenCTM();
+    return parseFloat(getComputedStyle(text).fontSize) * Math.hypot(shown.a, shown.b);
+})"""  # of the figures, in pixels of the screen
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +77,9 @@ def test_mlflows_page_lists_the_runs_compares_them_and_opens_our_report(ui: str,
     page.get_by_text("Comparing 4 Runs").first.wait_for()
     page.locator("svg.main-svg").first.wait_for()  # a chart over the runs
     page.get_by_text("final_accuracy").first.wait_for(state="attached")
+    page = visited(browser, f"{place}/runs?compareRunsMode=CHART")
+    page.get_by_text("energy_j", exact=True).first.wait_for()
+    page.locator(".scatterlayer .trace").nth(3).wait_for(state="attached")  # a metric's lines, one for each run
     page = visited(browser, f"{place}/runs/{runs[0].info.run_id}/model-metrics")
     page.get_by_text("test_accuracy").first.wait_for()
     page.locator("svg.main-svg").first.wait_for()  # a metric's chart
@@ -101,6 +108,9 @@ def test_the_report_is_readable_offline_without_an_error(made: Path, browser: ob
         box = figures.nth(place).bounding_box()
         assert box["width"] > 200
         assert box["height"] > 100
+    sizes = page.evaluate(LETTERS)
+    assert sizes
+    assert all(8 <= size <= 20 for size in sizes)  # neither shrunk nor blown up
     # Wide tables and figures scroll in boxes of their own: the page itself does not.
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     assert page.evaluate("parseFloat(getComputedStyle(document.querySelector('td')).fontSize) >= 12")

@@ -1,5 +1,6 @@
 """A comparison read from the tracking store: SQLite and a real server, intervals and tests against scipy's."""
 
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,3 +104,10 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path, call: Call) -> Non
         done = call(*words)
         assert done.returncode == 2, words
         assert said in done.stderr
+
+
+def test_a_port_in_use_is_named(call: Call) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = call("ui", "--port", str(taken.getsockname()[1]))
+    assert done.returncode == 2
+    assert "give another --port" in done.stderr
