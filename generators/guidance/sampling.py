@@ -40,8 +40,8 @@ class GuidanceSettings:
     """How much and in which form the guide's gradient goes in.
 
     Attributes:
-        edits: M, steps of noise editing at the first time step; with ``edit_with`` ``norms`` by L_BN alone, as the
-            authors' released code does.
+        edits: M, steps of noise editing at the first time step (of those at which anything shows, see
+            ``GuidedSampler``); with ``edit_with`` ``norms`` by L_BN alone, as the authors' released code does.
         eta: the step. ``fixed``: s <- s - eta grad; ``rms``: eta times rms(sqrt(a) s0) / rms(grad), for each image (in
             the manner of FreeDoM, arXiv 2303.09833; our option).
         form: ``shift`` moves s before the model predicts again (FedLMG); ``epsilon`` adds sqrt(1 - a) eta grad to the
@@ -71,8 +71,14 @@ def clean_estimate(s: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
     return (s - (1 - alpha_bar).sqrt() * noise) / alpha_bar.sqrt()
 
 
+_SHOWS = 1e-3  # alpha-bar from which on a sample holds something of its image; Stable Diffusion begins at 5e-3
+
+
 class GuidedSampler:
     """Samples images for the classes of one classifier.
+
+    A schedule that begins at pure noise has a first step at which the clean estimate does not depend on the sample:
+    nothing is to be guided or edited there. Such steps are taken as they are, and the noise is edited at the next one.
 
     Attributes:
         losses: the guide's mean loss at each step of the last call, edits first.
@@ -99,12 +105,15 @@ class GuidedSampler:
         settings, scheduler = self.settings, self.model.scheduler
         self.losses, self.broken = [], torch.zeros(len(noise), dtype=torch.bool, device=noise.device)
         scheduler.set_timesteps(settings.steps, device=noise.device)
-        first, s = scheduler.timesteps[0], noise
+        steps, s = scheduler.timesteps, noise
+        blind = min(int((self._alpha_bar(steps) < _SHOWS).sum()), len(steps) - 1)
+        for t in steps[:blind]:
+            s = self._denoise(s, t, self._predict(s, t, labels), generator)
         for _ in range(settings.edits):
-            s = s - self._step(s, first, labels, with_classes=settings.edit_with == "all")
+            s = s - self._step(s, steps[blind], labels, with_classes=settings.edit_with == "all")
         if settings.renormalise and settings.edits:
             s = s * (s[0].numel() ** 0.5 / torch.linalg.vector_norm(s.flatten(1), dim=1))[:, None, None, None]
-        for number, t in enumerate(scheduler.timesteps):
+        for number, t in enumerate(steps[blind:], blind):
             if settings.form == "shift":
                 s = s - self._step(s, t, labels)
                 s = self._denoise(s, t, self._predict(s, t, labels), generator)

@@ -218,6 +218,29 @@ def test_the_loss_falls(unet: nn.Module) -> None:
         assert sampler.losses[-1] < sampler.losses[0]
 
 
+def test_at_pure_noise_nothing_is_guided_or_edited(unet: nn.Module) -> None:
+    """A schedule down to alpha-bar 0: its first step is plain, and the edits move the sample that comes of it."""
+    noise, labels = start(2)
+    trailing = DDIMScheduler.from_config(schedule().config, timestep_spacing="trailing")
+    seen: list[tuple[int, Tensor]] = []
+
+    class Watched(Pixels):
+        def predict(self, s: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+            seen.append((int(t), s.detach().clone()))
+            return super().predict(s, t, labels)
+
+    sampler = GuidedSampler(Watched(unet, trailing), guide(0.1), GuidanceSettings(steps=4, edits=2, eta=0.5))
+    sampler(noise, labels, torch.Generator())
+    assert [t for t, _ in seen] == [99, 74, 74, 74, 74, 49, 49, 24, 24]  # plain, two edits, then a gradient and a step
+    assert len(sampler.losses) == 2 + 3
+    assert torch.equal(seen[0][1], noise)
+    first = seen[1][1]
+    assert torch.equal(
+        first, trailing.step(Pixels(unet, trailing).predict(noise, torch.tensor(99), labels), 99, noise)[0]
+    )
+    assert not torch.equal(seen[3][1], first)
+
+
 def test_an_image_by_itself_is_that_of_its_batch(unet: nn.Module) -> None:
     """Per-image statistics: no image depends on those beside it. Batch statistics: each does."""
     noise, labels = start(3)
