@@ -1,6 +1,8 @@
 # make demo | make test | make test-faults | make docs | make lint | make clean. PYTHON may name another interpreter (3.11 or newer).
 PYTHON ?= python3
 VENV := .venv
+# test files at a time; each of them may start a Ray of its own
+JOBS ?= 2
 BIN := $(VENV)/bin
 
 .PHONY: install install-test demo test test-faults docs lint clean
@@ -24,7 +26,7 @@ demo: install
 	$(BIN)/fl-ray compare experiments/genfl/digits.yaml --seeds 0 1 2 --output runs/demo --generator.cache runs/demo-cache
 
 test: install-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 test-faults: install-test
 	$(BIN)/python -m pytest tests/faults

@@ -54,9 +54,10 @@ def fl_ray(folder: Path, *words: str, **more: object) -> subprocess.CompletedPro
 
 
 def test_help_answers_within_a_second_and_version_is_said(tmp_path: Path) -> None:
-    start = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     found = fl_ray(tmp_path, "--help")
-    assert time.perf_counter() - start < 1.0
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)  # seconds of the processor: other tests run beside this one
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
     assert found.returncode == 0
     for command in ("run", "compare", "replay", "pretrain", "generate", "partition", "report", "list"):
         assert command in found.stdout

@@ -1,5 +1,6 @@
 """Studies on Ray Tune: trials, pruning, failures, placement, MLflow, reports; and a kill -9 in the middle of one."""
 
+import contextlib
 import csv
 import os
 import signal
@@ -32,8 +33,11 @@ def begun(folder: Path, **changes: object) -> tuple[Study, Path]:
 
 
 def actors() -> list[str]:
-    """The processes of trials and of client actors."""
-    titles = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+    """The processes of trials and of client actors; other tests' have other parents."""
+    titles: list[str] = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # ended meanwhile
+            titles.append(" ".join(process.cmdline()))
     return [title for title in titles if title.startswith(("ray::HostActor", "ray::_Trial"))]
 
 
