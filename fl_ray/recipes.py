@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -205,6 +206,7 @@ class _Scalars:
     evaluate_clients_every: int = 0
     gradient_cosine_every: int = 0
     seed: int = 0
+    model_store: str | None = None
     compare: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     targets: list[float] = dataclasses.field(default_factory=list)
 
@@ -298,10 +300,9 @@ def _refuse_unknown(label: str, values: Collection[str], known: Iterable[str]) -
 def _plain(label: str, kind: type, values: dict[str, Any]) -> Any:
     """An instance of the dataclass ``kind``; nested dataclasses and lists of them are checked too."""
     _refuse_nested(label or "recipe", kind, values)
-    parser, key = _parser(), label or "recipe"
-    parser.add_argument(f"--{key}", type=kind)
-    parsed = _parse(parser, {key: values})
-    return parser.instantiate(parsed)[key]
+    key = label or "recipe"
+    parser = _section_parser(key, kind)
+    return parser.instantiate(_parse(parser, {key: values}))[key]
 
 
 def _refuse_nested(label: str, kind: type, values: dict[str, Any]) -> None:
@@ -330,17 +331,29 @@ def _checked(
     _refuse_unknown(label, values, [*known, *beside, "name"])
     if not known:
         return {}
-    parser = _parser()
-    add = parser.add_class_arguments if inspect.isclass(target) else parser.add_function_arguments
-    add(target, "settings", skip=set(injected) & set(parameters), fail_untyped=False)
-    parsed = _parse(parser, {"settings": values}, label)
-    return parsed["settings"].as_dict()
+    parser = _component_parser(target, frozenset(injected) & frozenset(parameters))
+    return _parse(parser, {"settings": values}, label)["settings"].as_dict()
 
 
-def _parser() -> Any:
+@functools.cache  # reading signatures takes longer than all the rest, and a comparison checks dozens of recipes
+def _section_parser(key: str, kind: type) -> Any:
+    """A parser of one argument, ``key``, of type ``kind``."""
     from jsonargparse import ArgumentParser
 
-    return ArgumentParser(exit_on_error=False)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument(f"--{key}", type=kind)
+    return parser
+
+
+@functools.cache
+def _component_parser(target: Callable[..., Any], skip: frozenset[str]) -> Any:
+    """A parser of ``settings``: what a call of ``target`` takes, but for ``skip``."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    add = parser.add_class_arguments if inspect.isclass(target) else parser.add_function_arguments
+    add(target, "settings", skip=set(skip), fail_untyped=False)
+    return parser
 
 
 def _parse(parser: Any, values: dict[str, Any], label: str | None = None) -> Any:

@@ -52,7 +52,7 @@ def save_svg(folder: Path, name: str, figure: Figure) -> str:
 def _svg(figure: Figure) -> str:
     stream = io.StringIO()
     with mpl.rc_context(_STYLE):
-        figure.savefig(stream, format="svg", bbox_inches="tight", metadata={"Date": None})
+        figure.savefig(stream, format="svg", metadata={"Date": None})
     text = stream.getvalue()
     return text[text.index("<svg") :]
 

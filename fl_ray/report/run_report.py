@@ -34,7 +34,7 @@ def run_report(folder: RunFolder) -> Path:
     sections.append(html.section("Accuracy", html.figure(curve, caption)))
     sections.append(clients_section(folder.path, {config.method.name: [folder]}))
     sections += [_kappa(folder, summary), partition_section(folder), samples_section(folder)]
-    sections += [_timeline(folder), _wall(summary)]
+    sections += [_timeline(folder, config.clock.mode), _wall(summary)]
     settings = yaml.safe_dump(to_dict(config), sort_keys=False)
     versions = yaml.safe_dump(folder.environment(), sort_keys=False)
     sections.append(
@@ -146,10 +146,10 @@ def samples_section(folder: RunFolder) -> str:
     return html.section("Synthetic images", html.figure(picture, "A row per class, real images beside generated ones."))
 
 
-def _timeline(folder: RunFolder) -> str:
+def _timeline(folder: RunFolder, mode: str) -> str:
     rounds = folder.timeline()
     # An asynchronous round has no common start to draw its devices from.
-    if not rounds or folder.config().clock.mode == "asynchronous":
+    if not rounds or mode == "asynchronous":
         return ""
     caption = f"The first {len(rounds)} rounds on the virtual clock: each ends with its slowest device or its deadline."
     return html.section(
