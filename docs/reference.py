@@ -113,11 +113,11 @@ def recipe_sections(argument: str | None) -> str:
 
 
 def _arguments(target: Any) -> dict[str, str]:
-    """The Args section of a docstring, by name; a line may name several."""
+    """The Args (or Attributes) section of a docstring, by name; a line may name several."""
     text = inspect.getdoc(target) or ""
-    if inspect.isclass(target) and "Args:" not in text:
+    if inspect.isclass(target) and "Args:" not in text and "Attributes:" not in text:
         text = inspect.getdoc(target.__init__) or text
-    section = re.search(r"Args:\n((?:    .*\n?|\n)+)", text)
+    section = re.search(r"(?:Args|Attributes):\n((?:    .*\n?|\n)+)", text)
     found: dict[str, str] = {}
     if section is None:
         return found
@@ -144,14 +144,14 @@ def _component(kind: str, name: str) -> str:
         hidden = parameter.name in INJECTED[kind] or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
         if hidden:
             continue
-        empty = parameter.default is inspect.Parameter.empty
-        rows.append(
-            [
-                f"`{parameter.name}`",
-                "must be given" if empty else _yaml(parameter.default),
-                _cell(told.get(parameter.name, "")),
-            ]
-        )
+        default, summary = parameter.default, _cell(told.get(parameter.name, ""))
+        if dataclasses.is_dataclass(default):  # a section of its own
+            inner, values = _arguments(type(default)), dataclasses.asdict(default)
+            rows.append([f"`{parameter.name}`", "", summary])
+            rows += [[f"`{parameter.name}.{key}`", _yaml(values[key]), _cell(inner.get(key, ""))] for key in values]
+            continue
+        empty = default is inspect.Parameter.empty
+        rows.append([f"`{parameter.name}`", "must be given" if empty else _yaml(default), summary])
     text = f"### {name}\n\n{entry.summary[0].upper()}{entry.summary[1:]}.\n"
     return text + (f"\n{_table(['setting', 'default', ''], rows)}" if rows else "")
 

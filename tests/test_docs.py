@@ -38,6 +38,7 @@ def test_the_reference_names_every_setting_and_component() -> None:
         for name in entries:
             assert f"### {name}\n" in made
     assert "M, steps of noise editing" in made
+    assert "| `server.train` | `full` | the `full` model, or its `head` alone" in made
     assert re.search(r"\| `trials` \| `10` \| how many", reference.study_keys(None))
 
 

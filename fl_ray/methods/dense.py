@@ -11,6 +11,8 @@ than 32 pixels, and that each turn's images are drawn afresh.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,14 +21,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fl_ray.config import TrainingConfig
 from fl_ray.context import RunContext
 from fl_ray.guides import guide_of
 from fl_ray.methods.base import require_counts
-from fl_ray.methods.one_shot import OneShot, ServerTraining
+from fl_ray.methods.one_shot import OneShot
+from fl_ray.methods.server_training import AS_FEDLMG, ServerTraining
 from fl_ray.model import WeightLayout, optimizer_settings
 from fl_ray.randomness import seeded_torch
 from fl_ray.runtime.base import RoundResult
+from fl_ray.runtime.head import frozen_but_head
 from generators.guidance.losses import ClassifierGuide
 
 __all__ = ["Dense", "DenseSettings", "ImageMaker", "distil"]
@@ -72,7 +75,7 @@ def distil(
     uploads: dict[int, np.ndarray],
     weights: np.ndarray,
     settings: DenseSettings,
-    training: TrainingConfig,
+    server: ServerTraining,
     seed: int,
 ) -> np.ndarray:
     """The student's weights [size] after all turns, from ``weights``; in the server's process.
@@ -80,7 +83,7 @@ def distil(
     Args:
         host: the ``ClientHost`` there, whose models are used.
         uploads: clients' weights.
-        training: the student's.
+        server: how the student trains.
     """
     device, shape = host.device, host.job.shape
     guides = [
@@ -88,13 +91,15 @@ def distil(
         for client, values in uploads.items()
     ]
     student = host.fresh(weights, 0)
-    with seeded_torch(seed, "dense"):
+    inputs = guide_of(host.fresh(weights, 0), shape, 0.0, "batch").inputs  # as the student takes images
+    part = frozen_but_head(student, shape.classes) if server.head_only else nullcontext(student)
+    with part as trained, seeded_torch(seed, "dense"):
         maker = ImageMaker(settings.latent, shape.channels, shape.size).to(device)
         making = torch.optim.Adam(maker.parameters(), settings.generator_lr)
-        learning = optimizer_settings(training).make(student.parameters())
+        learning = optimizer_settings(server.training()).make(trained.parameters())
 
         def draw() -> tuple[Tensor, Tensor]:
-            count = training.batch_size
+            count = server.batch_size
             return torch.randn(count, settings.latent).to(device), torch.randint(0, shape.classes, (count,)).to(device)
 
         for _ in range(settings.turns):
@@ -102,17 +107,17 @@ def distil(
             maker.train()
             student.eval()
             for _ in range(settings.generator_steps):
-                loss = maker_loss(maker(noise), labels, guides, student, settings)
+                loss = maker_loss(maker(noise), labels, guides, lambda images: student(inputs(images)), settings)
                 making.zero_grad()
                 loss.backward()
                 making.step()
-            student.train()
+            trained.train()
             for _ in range(settings.student_steps):
                 noise, _ = draw()
                 with torch.no_grad():
                     images = maker(noise)
                     taught = torch.stack([guide.look(images)[0] for guide in guides]).mean(dim=0)
-                loss = divergence(taught, student(guides[0].inputs(images))).mean()
+                loss = divergence(taught, student(inputs(images))).mean()
                 learning.zero_grad()
                 loss.backward()
                 learning.step()
@@ -126,13 +131,22 @@ def divergence(teacher: Tensor, student: Tensor) -> Tensor:
 
 
 def maker_loss(
-    images: Tensor, labels: Tensor, guides: list[ClassifierGuide], student: nn.Module, settings: DenseSettings
+    images: Tensor,
+    labels: Tensor,
+    guides: list[ClassifierGuide],
+    student: Callable[[Tensor], Tensor],
+    settings: DenseSettings,
 ) -> Tensor:
-    """The generator's loss, as at the head of this file."""
+    """The generator's loss, as at the head of this file.
+
+    Args:
+        images: in [0, 1], [N, C, H, W].
+        student: logits of such images.
+    """
     seen = [guide.look(images) for guide in guides]
     taught = torch.stack([logits for logits, _ in seen]).mean(dim=0)
     distance = torch.stack([distance for _, distance in seen]).mean()
-    learned = student(guides[0].inputs(images))
+    learned = student(images)
     apart = (taught.argmax(dim=1) != learned.argmax(dim=1)).float()
     adversarial = (apart * divergence(taught, learned)).mean()
     crossed = functional.cross_entropy(taught, labels)
@@ -161,7 +175,7 @@ class Dense(OneShot):
         norm_weight: float = 1.0,
         adversarial_weight: float = 0.5,
         client_models: list[Any] | None = None,
-        server: ServerTraining | None = None,
+        server: ServerTraining = AS_FEDLMG,
     ) -> None:
         super().__init__(client_models, server)
         require_counts(turns=turns, generator_steps=generator_steps, student_steps=student_steps, latent=latent)
@@ -173,7 +187,7 @@ class Dense(OneShot):
         )
 
     def learn(self, run: RunContext, weights: np.ndarray, result: RoundResult) -> np.ndarray:
-        known = self.settings, self.server.training(), run.config.seed
+        known = self.settings, self.server, run.config.seed
         with run.phases.phase("train"):
             return run.runtime.on_server(distil, self.uploads, weights, *known)
 

@@ -22,8 +22,9 @@ from fl_ray.context import RunContext
 from fl_ray.errors import SettingError
 from fl_ray.guides import keep_upload
 from fl_ray.methods.base import require_counts
-from fl_ray.methods.one_shot import OneShot, ServerTraining
+from fl_ray.methods.one_shot import OneShot
 from fl_ray.methods.reference import ServerOnly
+from fl_ray.methods.server_training import AS_FEDLMG, ServerTraining, Trained
 from fl_ray.model import ImageShape
 from fl_ray.runtime.base import RoundResult
 from generators.base import Generator
@@ -86,7 +87,7 @@ class FedLMG(OneShot):
         renormalise: bool = False,
         block_size: int = 10,
         client_models: list[Any] | None = None,
-        server: ServerTraining | None = None,
+        server: ServerTraining = AS_FEDLMG,
     ) -> None:
         super().__init__(client_models, server)
         require_counts(images_per_class=images_per_class, block_size=block_size)
@@ -187,13 +188,19 @@ class PromptsOnly(ServerOnly):
 
     Args:
         images_per_class: in all; FedLMG has so many for each client.
-        server_epochs: default: training.local_epochs.
+        server_epochs, train, start: see ``ServerOnly``.
     """
 
     uses_generator = True
 
-    def __init__(self, images_per_class: int = 180, server_epochs: int | None = None) -> None:
-        super().__init__(server_epochs)
+    def __init__(
+        self,
+        images_per_class: int = 180,
+        server_epochs: int | None = None,
+        train: Trained = "full",
+        start: str | None = None,
+    ) -> None:
+        super().__init__(server_epochs, train, start)
         require_counts(images_per_class=images_per_class)
         self.images_per_class = images_per_class
 

@@ -6,44 +6,28 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from fl_ray.config import RunConfig, TrainingConfig
+from fl_ray.config import RunConfig
 from fl_ray.context import RunContext
-from fl_ray.errors import SettingError, TooFewClientsError, require
+from fl_ray.errors import SettingError, TooFewClientsError
 from fl_ray.methods.base import Method, require_counts
+from fl_ray.methods.server_training import (
+    AS_FEDLMG,
+    ServerTraining,
+    read_start,
+    refuse_headless,
+    refuse_random_features,
+)
 from fl_ray.model import ImageShape, build_module, initial_weights
 from fl_ray.recipes import make_component
 from fl_ray.runtime.base import RoundResult
 from fl_ray.runtime.tasks import Evaluation, Task
 from generators.base import Generator
 
-__all__ = ["Ensemble", "FedDF", "OneShot", "ServerTraining"]
-
-
-@dataclass(frozen=True)
-class ServerTraining:
-    """The server's SGD; the defaults are FedLMG's."""
-
-    lr: float = 0.005
-    momentum: float = 0.9
-    weight_decay: float = 1e-5
-    batch_size: int = 256
-    epochs: int = 20
-
-    def __post_init__(self) -> None:
-        require(self.lr > 0, "method.server.lr", self.lr, "positive")
-        require(self.momentum >= 0, "method.server.momentum", self.momentum, "at least 0")
-        require(self.weight_decay >= 0, "method.server.weight_decay", self.weight_decay, "at least 0")
-        require(self.batch_size >= 1, "method.server.batch_size", self.batch_size, "at least 1")
-        require(self.epochs >= 1, "method.server.epochs", self.epochs, "at least 1")
-
-    def training(self) -> TrainingConfig:
-        """As the runtime takes it."""
-        return TrainingConfig("sgd", self.lr, self.momentum, self.weight_decay, self.batch_size)
+__all__ = ["Ensemble", "FedDF", "OneShot"]
 
 
 class OneShot(Method):
@@ -52,7 +36,7 @@ class OneShot(Method):
     Args:
         client_models: a model each (a name, or a mapping with its settings), by client number, begun again where there
             are more clients; default: all train the recipe's ``model``, which otherwise is the server's alone.
-        server: how the server trains, see ``ServerTraining``.
+        server: how the server trains, and where it starts from, see ``ServerTraining``.
     """
 
     needs = "individual"
@@ -63,10 +47,10 @@ class OneShot(Method):
     def __init__(
         self,
         client_models: list[Any] | None = None,
-        server: ServerTraining | None = None,
+        server: ServerTraining = AS_FEDLMG,
     ) -> None:
         # A recipe's settings come as mappings; jsonargparse has checked the keys.
-        self.server = ServerTraining(**server) if isinstance(server, dict) else server or ServerTraining()
+        self.server = ServerTraining(**server) if isinstance(server, dict) else server
         self.server_epochs = self.server.epochs
         chosen = [{"name": each} if isinstance(each, str) else each for each in client_models or []]
         for each in chosen:
@@ -75,6 +59,7 @@ class OneShot(Method):
         self.own_models = tuple(make_component("model", dict(each)) for each in chosen)
         self.uploads: dict[int, np.ndarray] = {}
         self._samples = 0  # that the server's training had
+        self._server_start: np.ndarray | None = None
 
     def check(self, config: RunConfig, generator: Generator | None) -> None:
         if config.rounds != 1:
@@ -88,6 +73,13 @@ class OneShot(Method):
             raise SettingError("updates: clients with models of their own send them whole; leave updates out")
         if self.own_models and config.runtime.training_path == "batched":
             raise SettingError("runtime.training_path is batched, but models of several kinds are trained one by one")
+        if self.starts_as_drawn:
+            refuse_random_features(self.server.train, self.server.start, "method.server")
+
+    @property
+    def starts_as_drawn(self) -> bool:
+        """Whether, without ``server.start``, the server's model starts from weights that nobody has trained."""
+        return True
 
     def setup(self, run: RunContext) -> None:
         config, shape = run.config, ImageShape.of(run.data.source)
@@ -95,6 +87,10 @@ class OneShot(Method):
             if hasattr(build_module(model, shape, config.training), "evaluation"):
                 raise SettingError(f"method.client_models: {model.name} is no classifier; take another")
         self._starts = [initial_weights(model, shape, config.training, config.seed) for model in self.own_models]
+        if self.server.head_only:
+            refuse_headless(run)
+        if self.server.start is not None:
+            self._server_start = read_start(run, self.server.start, "method.server")
 
     def tasks(self, run: RunContext, round_number: int, cohort: np.ndarray) -> list[Task]:
         made = super().tasks(run, round_number, cohort)
@@ -114,7 +110,7 @@ class OneShot(Method):
         self.uploads = dict(sorted(result.weights.items()))
         if not self.uploads:
             raise TooFewClientsError("no client's classifier came in, so the server has nothing to learn from")
-        return self.learn(run, weights, result)
+        return self.learn(run, weights if self._server_start is None else self._server_start, result)
 
     @abstractmethod
     def learn(self, run: RunContext, weights: np.ndarray, result: RoundResult) -> np.ndarray:
@@ -125,8 +121,8 @@ class OneShot(Method):
         self._samples = len(images)
         handle = run.runtime.put(images, targets)
         with run.phases.phase("train"):
-            begun = run.runtime.train_on_server(handle, weights, 0, self.server.epochs, self.server.training())
-            trained, _ = begun.result()
+            how = self.server.epochs, self.server.training(), self.server.head_only
+            trained, _ = run.runtime.train_on_server(handle, weights, 0, *how).result()
         return trained
 
     def server_samples(self, run: RunContext, round_number: int) -> int:
@@ -181,7 +177,8 @@ class Ensemble(OneShot):
 class FedDF(OneShot):
     """FedDF (arXiv 2006.07242), once: the server's model is distilled from the mean of the clients' logits.
 
-    Where all clients have the server's architecture it starts from their average, as in the paper; otherwise afresh.
+    Where all clients have the server's architecture it starts from their average, as in the paper; otherwise, and where
+    ``server.start`` is given, as the other methods.
 
     Args:
         distil_on: ``public`` images (their labels are not used), or ``synthetic`` ones of the recipe's generator.
@@ -194,7 +191,7 @@ class FedDF(OneShot):
         distil_on: Literal["public", "synthetic"] = "public",
         images_per_class: int = 180,
         client_models: list[Any] | None = None,
-        server: ServerTraining | None = None,
+        server: ServerTraining = AS_FEDLMG,
     ) -> None:
         super().__init__(client_models, server)
         require_counts(images_per_class=images_per_class)
@@ -218,4 +215,9 @@ class FedDF(OneShot):
         logits = np.mean(list(given.values()), axis=0)
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
         targets = (odds / odds.sum(axis=1, keepdims=True)).astype(np.float32)
-        return self.train(run, weights if self.own_models else result.average(), images, targets)
+        averaged = self.server.start is None and not self.own_models
+        return self.train(run, result.average() if averaged else weights, images, targets)
+
+    @property
+    def starts_as_drawn(self) -> bool:
+        return bool(self.own_models)

@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from fl_ray.config import RunConfig
 from fl_ray.context import RunContext
 from fl_ray.errors import SettingError
 from fl_ray.methods.base import Method, require_counts
+from fl_ray.methods.server_training import Trained, read_start, refuse_headless, refuse_random_features
 from fl_ray.runtime.base import Pending, RoundResult
 from fl_ray.runtime.tasks import Evaluation, Task
+from generators.base import Generator
 
 __all__ = ["Centralised", "LocalOnly", "PublicOnly", "ServerOnly"]
 
@@ -63,14 +66,16 @@ class ServerOnly(Method):
     Args:
         server_epochs: epochs a round; default: training.local_epochs. Methods differ in how many images a round holds:
             the column "samples trained" of a comparison says whether rows had equal work.
+        train, start: what of the model is trained, and the file that it starts from, as of a one-shot method's server,
+            see ``fl_ray.methods.server_training``.
     """
 
     trains_clients = False
     exchanges_weights = False
 
-    def __init__(self, server_epochs: int | None = None) -> None:
+    def __init__(self, server_epochs: int | None = None, train: Trained = "full", start: str | None = None) -> None:
         require_counts(server_epochs=server_epochs)
-        self.server_epochs = server_epochs
+        self.server_epochs, self.trained_part, self.start_file = server_epochs, train, start
         self._pending: Pending | None = None
         self._loss = float("nan")
 
@@ -78,13 +83,22 @@ class ServerOnly(Method):
     def own_images(self, run: RunContext) -> tuple[np.ndarray, np.ndarray]:
         """The images and labels that it may use."""
 
+    def check(self, config: RunConfig, generator: Generator | None) -> None:
+        refuse_random_features(self.trained_part, self.start_file, "method")
+
     def setup(self, run: RunContext) -> None:
+        if self.trained_part == "head":
+            refuse_headless(run)
         images, labels = self.own_images(run)
         self._count = len(labels)
         self._images = run.runtime.put(images, labels)
 
+    def start(self, run: RunContext, weights: np.ndarray) -> np.ndarray:
+        return weights if self.start_file is None else read_start(run, self.start_file, "method")
+
     def before_training(self, run: RunContext, round_number: int, weights: np.ndarray, cohort: np.ndarray) -> None:
-        self._pending = run.runtime.train_on_server(self._images, weights, round_number, self.epochs_on_server(run))
+        how = round_number, self.epochs_on_server(run), None, self.trained_part == "head"
+        self._pending = run.runtime.train_on_server(self._images, weights, *how)
 
     def after_training(self, run: RunContext) -> None:
         self._trained, self._loss = self._pending.result()

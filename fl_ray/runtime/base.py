@@ -185,11 +185,13 @@ class Runtime(ABC):
         round_number: int,
         epochs: int,
         training: TrainingConfig | None = None,
+        head_only: bool = False,
     ) -> Pending:
         """Begin to train on a handle's images, beside the clients.
 
         Args:
             training: its optimiser, step and batch size; default: the clients'.
+            head_only: train the model's last linear layer alone; the rest stays as it is, running statistics too.
         """
 
     @abstractmethod

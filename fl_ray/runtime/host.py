@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from fl_ray.randomness import numpy_generator
 from fl_ray.runtime import memory
 from fl_ray.runtime.base import ServerWork, sum_evaluations
 from fl_ray.runtime.batched import BatchedClients, BatchedTraining
+from fl_ray.runtime.head import frozen_but_head
 from fl_ray.runtime.host_tests import HostTests
 from fl_ray.runtime.local_training import Correction, Key, has_batch_norm, lr_factor, train_locally
 from fl_ray.runtime.tasks import (
@@ -284,11 +285,12 @@ class ClientHost(HostTests):
         correction: Correction | None = None,
         training: TrainingConfig | None = None,
         after_epoch: Callable[[], None] | None = None,
+        head: torch.nn.Module | None = None,
     ) -> float:
         training = training or self.job.training
         x = x.contiguous(memory_format=self._format)
         factor = lr_factor(training, round_number, self.job.rounds)
-        return train_locally(self.module, x, y, training, epochs, factor, key, correction, after_epoch)
+        return train_locally(self.module, x, y, training, epochs, factor, key, correction, after_epoch, head)
 
     def resolve_path(
         self, wanted: str, clients: Sequence[int], at_once: int, weights: np.ndarray
@@ -310,14 +312,16 @@ class ClientHost(HostTests):
         round_number: int,
         epochs: int,
         training: TrainingConfig | None = None,
+        head_only: bool = False,
     ) -> tuple[np.ndarray, float]:
-        """Train from ``weights`` on the server's images; the new weights and the mean loss."""
+        """Train from ``weights`` on the server's images, all or the head alone; the new weights and the mean loss."""
         self._load(weights)
         x = self._shape.normalise(images, self.device)
         y = torch.from_numpy(labels).to(self.device)
         key = (self.job.seed, "server", round_number, 0)
-        with self._optimised_by(training):
-            loss = self._fit(x, y, round_number, key, epochs, training=training)
+        part = frozen_but_head(self.module, self._shape.classes) if head_only else nullcontext()
+        with self._optimised_by(training), part as head:
+            loss = self._fit(x, y, round_number, key, epochs, training=training, head=head)
         return self.layout.read().numpy(), loss
 
     def score(

@@ -95,8 +95,9 @@ class InProcessRuntime(Runtime):
         round_number: int,
         epochs: int,
         training: TrainingConfig | None = None,
+        head_only: bool = False,
     ) -> _Later:
-        return _Later(lambda: self.host.train_on(*images, weights, round_number, epochs, training))
+        return _Later(lambda: self.host.train_on(*images, weights, round_number, epochs, training, head_only))
 
     def on_server(self, work: ServerWork, *arguments: Any) -> Any:
         return self.host.apply(work, *arguments)

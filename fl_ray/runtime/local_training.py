@@ -72,6 +72,7 @@ def train_locally(
     key: Key,
     correction: Correction | None = None,
     after_epoch: Callable[[], None] | None = None,
+    head: nn.Module | None = None,
 ) -> float:
     """Train ``module`` in place on all of (x, y) and return the mean loss over all batches, weighted by their size.
 
@@ -80,8 +81,12 @@ def train_locally(
         epochs: passes over the data, each in a new order.
         factor: the optimiser's step is multiplied by it.
         after_epoch: called after each; the next epoch goes on in the mode in which it leaves the module.
+        head: the part of the module that is trained, where the rest is frozen (``fl_ray.runtime.head``): that stays in
+            evaluation mode.
     """
-    module.train()
+    module.train(head is None)
+    if head is not None:
+        head.train()
     optimizer = only_optimizer(module)
     scale_lr(optimizer, factor)
     parameters = list(module.parameters())

@@ -389,8 +389,9 @@ class RayRuntime(Runtime):
         round_number: int,
         epochs: int,
         training: TrainingConfig | None = None,
+        head_only: bool = False,
     ) -> _OnServer:
-        return self._on_server("train_on", *images, weights, round_number, epochs, training)
+        return self._on_server("train_on", *images, weights, round_number, epochs, training, head_only)
 
     def on_server(self, work: ServerWork, *arguments: Any) -> Any:
         return self._on_server("apply", work, *arguments).result()

@@ -86,6 +86,13 @@ class OwnNetwork(nn.Linear):
         return super().forward(x.flatten(1))
 
 
+class Headless(nn.Sequential):
+    """A network whose logits come of a convolution."""
+
+    def __init__(self, in_channels: int, image_size: int, num_classes: int) -> None:
+        super().__init__(nn.Conv2d(in_channels, num_classes, image_size), nn.Flatten())
+
+
 def stripes(root: Path, download: bool, samples: int = 120) -> ImageData:
     """A data set: class 0 is dark, class 1 bright; two natural clients."""
     labels = np.arange(samples) % 2
