@@ -95,6 +95,7 @@ REGISTRY: dict[str, dict[str, Entry]] = {
         "shufflenet_v2": Entry(f"{_BACKBONES}:ShuffleNetV2", "ShuffleNetV2 at the data's size"),
         "vgg16": Entry(f"{_BACKBONES}:VGG16", "VGG-16 without batch norm, one hidden layer"),
         "small_vit": Entry(f"{_BACKBONES}:SmallViT", "a vision transformer for small images"),
+        "torchvision": Entry(f"{_BACKBONES}:TorchvisionClassifier", "torchvision's classifiers as they are, RGB"),
         "exquisite_v1": Entry("lightning_modules.exquisite:ExquisiteNetV1", "ExquisiteNetV1 of TU Delft's GenFL"),
         "cvae": Entry("lightning_modules.cvae:CVAE", "no classifier: the conditional VAE of TU Delft's GenFL"),
     },

@@ -2,6 +2,7 @@
 
 Torchvision's networks halve an image five times, which leaves one pixel of 32. As is usual for small images, the first
 halvings are left out below 128 pixels: what is left is an eighth, so that images of 16 pixels and more will do.
+``TorchvisionClassifier`` leaves them as they are, so that weights trained on ImageNet fit.
 Constructor arguments are as in ``lightning_modules.networks``.
 """
 
@@ -12,7 +13,7 @@ from torchvision import models
 from torchvision.models import vgg
 from torchvision.models.vision_transformer import VisionTransformer
 
-__all__ = ["VGG16", "MobileNetV2", "MobileNetV3Small", "ShuffleNetV2", "SmallViT"]
+__all__ = ["VGG16", "MobileNetV2", "MobileNetV3Small", "ShuffleNetV2", "SmallViT", "TorchvisionClassifier"]
 
 _SMALL = 128  # pixels below which the first halvings are left out
 _LEFT_OUT = 2
@@ -134,6 +135,23 @@ class VGG16(nn.Sequential):
             nn.Dropout(dropout),
             nn.Linear(8 * width, num_classes),
         )
+
+
+class TorchvisionClassifier(_Wrapped):
+    """Any of torchvision's classifiers as it is, for RGB images of the size that it was made for (mostly 224 pixels).
+
+    ``network`` is a name of ``torchvision.models.list_models(module=torchvision.models)``, as ``resnet18``; weights
+    come from a file (``method.server.start``), nothing is downloaded.
+    """
+
+    def __init__(self, in_channels: int, image_size: int, num_classes: int, network: str = "resnet18") -> None:
+        if network not in models.list_models(module=models):
+            raise ValueError(f"model torchvision: network is {network}, which is no classifier of torchvision.models")
+        if in_channels != 3:
+            raise ValueError(
+                f"model torchvision: images have {in_channels} channels, but {network} takes 3; use resnet18"
+            )
+        super().__init__(models.get_model(network, num_classes=num_classes))
 
 
 class SmallViT(_Wrapped):

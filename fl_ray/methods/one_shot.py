@@ -35,7 +35,8 @@ class OneShot(Method):
 
     Args:
         client_models: a model each (a name, or a mapping with its settings), by client number, begun again where there
-            are more clients; default: all train the recipe's ``model``, which otherwise is the server's alone.
+            are more clients; default: all train the recipe's ``model``, which otherwise is the server's alone. With
+            ``start`` a model starts from a file of weights, as the server's does.
         server: how the server trains, and where it starts from, see ``ServerTraining``.
     """
 
@@ -56,7 +57,12 @@ class OneShot(Method):
         for each in chosen:
             if not isinstance(each, dict) or "name" not in each:
                 raise ValueError(f"client_models: {each!r} is neither a model's name nor a mapping with its name")
-        self.own_models = tuple(make_component("model", dict(each)) for each in chosen)
+        settings = [{key: value for key, value in each.items() if key != "start"} for each in chosen]
+        self.own_models = tuple(make_component("model", each) for each in settings)
+        self._files = [each.get("start") for each in chosen]
+        for file in self._files:
+            if not isinstance(file, str | None):
+                raise ValueError(f"client_models: start is {file!r}, but it must be a file's name")
         self.uploads: dict[int, np.ndarray] = {}
         self._samples = 0  # that the server's training had
         self._server_start: np.ndarray | None = None
@@ -86,11 +92,16 @@ class OneShot(Method):
         for model in self.own_models:
             if hasattr(build_module(model, shape, config.training), "evaluation"):
                 raise SettingError(f"method.client_models: {model.name} is no classifier; take another")
-        self._starts = [initial_weights(model, shape, config.training, config.seed) for model in self.own_models]
+        self._starts = [
+            initial_weights(model, shape, config.training, config.seed)
+            if file is None
+            else read_start(run, model, file, f"method.client_models.{number}.start")
+            for number, (model, file) in enumerate(zip(self.own_models, self._files, strict=True))
+        ]
         if self.server.head_only:
             refuse_headless(run)
         if self.server.start is not None:
-            self._server_start = read_start(run, self.server.start, "method.server")
+            self._server_start = read_start(run, config.model, self.server.start, "method.server.start")
 
     def tasks(self, run: RunContext, round_number: int, cohort: np.ndarray) -> list[Task]:
         made = super().tasks(run, round_number, cohort)

@@ -94,7 +94,9 @@ class ServerOnly(Method):
         self._images = run.runtime.put(images, labels)
 
     def start(self, run: RunContext, weights: np.ndarray) -> np.ndarray:
-        return weights if self.start_file is None else read_start(run, self.start_file, "method")
+        return (
+            weights if self.start_file is None else read_start(run, run.config.model, self.start_file, "method.start")
+        )
 
     def before_training(self, run: RunContext, round_number: int, weights: np.ndarray, cohort: np.ndarray) -> None:
         how = round_number, self.epochs_on_server(run), None, self.trained_part == "head"

@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from fl_ray.config import TrainingConfig
+from fl_ray.config import Component, TrainingConfig
 from fl_ray.context import RunContext
 from fl_ray.errors import SettingError, require
 from fl_ray.model import ImageShape, WeightLayout, build_module
@@ -78,19 +78,22 @@ def refuse_headless(run: RunContext) -> None:
     need_head(build_module(config.model, shape, config.training), shape.classes)
 
 
-def read_start(run: RunContext, file: str, section: str) -> np.ndarray:
-    """The server's weights [size] of a safetensors file, as ``model.safetensors`` of a run of the same model.
+def read_start(run: RunContext, model: Component, file: str, setting: str) -> np.ndarray:
+    """A model's weights [size] of a safetensors file, as ``model.safetensors`` of a run of the same model.
 
     The head is taken where the file has it for as many classes, else it is as drawn; all other tensors must be there.
-    ``summary.json`` names the file's hash and says which it was (``server_start``).
+    ``summary.json`` names the file's hash and says which it was (``starts_from``).
+
+    Args:
+        setting: that names the file.
 
     Raises:
         SettingError: it is no such file, or its tensors are not those of the model.
     """
-    config, shape, setting = run.config, ImageShape.of(run.data.source), f"{section}.start"
+    config, shape = run.config, ImageShape.of(run.data.source)
     path = Path(file).expanduser()
     with seeded_torch(config.seed, "init"):
-        module = build_module(config.model, shape, config.training)
+        module = build_module(model, shape, config.training)
     head = head_name(module, shape.classes)
     if not path.is_file():
         raise SettingError(f"{setting} is {file}, but there is no such file; give a safetensors file, or leave it out")
@@ -106,19 +109,20 @@ def read_start(run: RunContext, file: str, section: str) -> np.ndarray:
         apart = {"it lacks": rest - given, "the model lacks": given - rest}
         told = "; ".join(f"{whose} {_some(names)}" for whose, names in apart.items() if names)
         raise SettingError(
-            f"{setting} is {file}, whose tensors are not those of model {config.model.name} ({told}); give a file of "
-            "this model"
+            f"{setting} is {file}, whose tensors are not those of model {model.name} ({told}); give a file of this "
+            "model"
         )
     for name in sorted(rest):
         if found[name].shape != drawn[name].shape:
             raise SettingError(
                 f"{setting} is {file}, whose {name} has the shape {list(found[name].shape)}, but that of model "
-                f"{config.model.name} has {list(drawn[name].shape)}; give a file of this model, with its settings, for "
+                f"{model.name} has {list(drawn[name].shape)}; give a file of this model, with its settings, for "
                 f"images of {shape.channels} x {shape.size} x {shape.size}"
             )
     module.load_state_dict({name: found[name] if name in rest or has_head else drawn[name] for name in drawn})
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    run.notes["server_start"] = {"file": file, "sha256": digest, "head": "of the file" if has_head else "as drawn"}
+    note = {"file": file, "sha256": digest, "head": "of the file" if has_head else "as drawn"}
+    run.notes["starts_from"] = {**run.notes.get("starts_from", {}), setting: note}
     return WeightLayout(module).read().numpy()
 
 

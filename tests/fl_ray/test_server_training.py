@@ -77,8 +77,8 @@ def test_the_head_moves_and_nothing_else(run_small: Run, start: str, method: str
     head = {"method__server__train": "head", "method__server__start": start}
     experiment, summary = run_small(**METHODS[method], **head)
     assert_only_the_head_moved(experiment, start)
-    assert summary["server_start"]["head"] == "of the file"
-    assert len(summary["server_start"]["sha256"]) == 64
+    assert summary["starts_from"]["method.server.start"]["head"] == "of the file"
+    assert len(summary["starts_from"]["method.server.start"]["sha256"]) == 64
     whole, _ = run_small(**METHODS[method], method__server__start=start)
     before, after = load_file(start), result(whole)
     assert all(not torch.equal(before[name], after[name]) for name in before)
@@ -88,7 +88,7 @@ def test_the_head_moves_and_nothing_else(run_small: Run, start: str, method: str
 def test_the_head_of_the_reference_rows(run_small: Run, start: str, method: str) -> None:
     experiment, summary = run_small(**SERVERS[method], method__start=start)
     assert_only_the_head_moved(experiment, start)
-    assert "sha256" in summary["server_start"]
+    assert list(summary["starts_from"]) == ["method.start"]
 
 
 def test_the_same_on_ray(ray_session: None, run_small: Run, start: str) -> None:
@@ -144,7 +144,7 @@ def test_a_head_for_other_classes_is_left_as_drawn(run_small: Run, start: str) -
     head = {"method__server__train": "head", "method__server__start": start}
     experiment, summary = run_small(**FEDDF, **head)
     before, after = load_file(start), result(experiment)
-    assert summary["server_start"]["head"] == "as drawn"
+    assert summary["starts_from"]["method.server.start"]["head"] == "as drawn"
     assert all(torch.equal(before[name], after[name]) for name in before if not name.startswith(HEAD))
     without = {name: tensor for name, tensor in before.items() if not name.startswith(HEAD)}
     save_file(without, start)
@@ -155,13 +155,25 @@ def test_a_head_for_other_classes_is_left_as_drawn(run_small: Run, start: str) -
 def test_feddf_may_probe_the_clients_average(run_small: Run) -> None:
     settings = {**FEDDF, "method__client_models": None, "method__server__train": "head"}
     experiment, summary = run_small(**settings)
-    assert "server_start" not in summary
+    assert "starts_from" not in summary
     statistics = [name for name in result(experiment) if name.endswith("running_mean")]
     uploads = [load_file(path) for path in sorted((experiment.folder / "uploads").iterdir())]
     assert len(uploads) == 3
     for name in statistics:
         low, high = torch.stack([each[name] for each in uploads]).aminmax(dim=0)
         assert ((low <= result(experiment)[name]) & (result(experiment)[name] <= high)).all()
+
+
+def test_clients_start_from_files_too(run_small: Run, start: str) -> None:
+    """With a step so small that nothing moves, what a client sends is what it started from."""
+    own = {"name": MODEL.name, **MODEL.settings}
+    settings = {**COMMON, "method__name": "ensemble", "training__lr": 1e-12, "training__local_epochs": 1}
+    experiment, summary = run_small(**{**settings, "method__client_models": [{**own, "start": start}, own]})
+    assert list(summary["starts_from"]) == ["method.client_models.0.start"]
+    before = load_file(start)
+    sent = [load_file(path) for path in sorted((experiment.folder / "uploads").iterdir())]
+    same = [torch.allclose(before["network.0.weight"], each["network.0.weight"]) for each in sent]
+    assert same == [True, False, True]
 
 
 @pytest.mark.parametrize(

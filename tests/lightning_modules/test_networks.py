@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_modules.backbones import VGG16, MobileNetV2, MobileNetV3Small, ShuffleNetV2, SmallViT
+from lightning_modules.backbones import (
+    VGG16,
+    MobileNetV2,
+    MobileNetV3Small,
+    ShuffleNetV2,
+    SmallViT,
+    TorchvisionClassifier,
+)
 from lightning_modules.classifier import Classifier, OptimizerSettings
 from lightning_modules.exquisite import ExquisiteNetV1, Pointwise
 from lightning_modules.networks import MLP, VGG9, Dropout, ResNet18, ResNet34, SmallCNN
@@ -89,6 +96,10 @@ def test_bad_sizes_of_backbones() -> None:
         MobileNetV2(1, 8, 10)
     with pytest.raises(ValueError, match=r"patch \(5\) must divide image_size \(32\)"):
         SmallViT(1, 32, 10, patch=5)
+    with pytest.raises(ValueError, match="network is resnet19, which is no classifier"):
+        TorchvisionClassifier(3, 224, 10, network="resnet19")
+    with pytest.raises(ValueError, match="images have 1 channels, but resnet18 takes 3"):
+        TorchvisionClassifier(1, 224, 10)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("sgd", "SGD"), ("adam", "Adam"), ("adamw", "AdamW")])
