@@ -2,7 +2,8 @@
 
 All that clients do in the one round is fixed when it begins, so the rows of a comparison and the ablations of what a
 server does would train the same clients again and again. A round that every client came through is kept. Energy, bytes
-and virtual time are modelled and booked as ever; the wall seconds are those of the run that did the training.
+and virtual time are modelled and booked as ever; the wall seconds are those of the run that did the training. Where
+the recipe names a ``model_store``, machines share what they keep.
 
 As for generators (``fl_ray.synthesis``), versions of libraries do not decide; the file names those that made it.
 """
@@ -39,6 +40,7 @@ from generators.cache import write_whole
 if TYPE_CHECKING:
     from fl_ray.context import RunContext
     from fl_ray.methods.base import Method
+    from fl_ray.model_store.base import ModelStore
 
 __all__ = ["FILE", "train_or_find"]
 
@@ -74,6 +76,8 @@ def train_or_find(
         waited = time.perf_counter() - asked
         with run.phases.phase("dispatch"):
             kept = _read(folder / FILE, decided, run.progress.message)
+            if kept is None and run.store is not None and run.store.bring("client_models", key, folder):
+                kept = _read(folder / FILE, decided, run.progress.message)
         found = kept is not None
         if kept is None:
             before = run.phases.seconds["train"]
@@ -83,6 +87,9 @@ def train_or_find(
             kept = _Kept(result, run.phases.seconds["train"] - before)
             with run.phases.phase("dispatch"):
                 _write(folder / FILE, kept, decided, run.progress.message)
+        if run.store is not None and (folder / FILE).exists():
+            with run.phases.phase("dispatch"):
+                _publish(run.store, key, folder, not found, run.progress.message)
     run.notes["client_models"] = {"key": key, "from_cache": found, "train_seconds": kept.seconds}
     if not found:
         return replace(kept.result, earlier_s=-waited)
@@ -196,6 +203,14 @@ def _write(path: Path, kept: _Kept, decided: str, tell: Callable[[str], None]) -
         write_whole(path, save(tensors, header))
     except OSError as error:
         tell(f"the clients' models can't be kept in {path} ({error.strerror}); the next run trains them again")
+
+
+def _publish(store: ModelStore, key: str, folder: Path, again: bool, tell: Callable[[str], None]) -> None:
+    """Put a round into the store. Where that fails the run goes on, as above."""
+    try:
+        store.publish("client_models", key, folder, again)
+    except OutputError as error:
+        tell(f"{error}; the clients' models are kept in {folder} alone")
 
 
 def _seal(decided: str, noted: str, weights: dict[int, np.ndarray]) -> str:

@@ -185,7 +185,7 @@ _RUNTIME_OF_RESULTS = ("threads", "gpus_per_actor", "training_path", "min_client
 def result_settings(config: RunConfig) -> dict[str, Any]:
     """The settings that decide a run's results, but for its seed."""
     content = to_dict(config)
-    for key in ("ray", "tracking", "checkpoint", "compare", "seed"):
+    for key in ("ray", "tracking", "checkpoint", "compare", "seed", "model_store"):
         content.pop(key)
     # These change a result, if only its last bits; where actors are placed does not.
     content["runtime"] = {key: content["runtime"][key] for key in _RUNTIME_OF_RESULTS}

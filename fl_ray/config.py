@@ -383,6 +383,10 @@ class RunConfig:
     gradient_cosine_every: int = 0
     """Compare the clients' gradients with that on IID data after so many rounds; 0: never."""
     seed: int = 0
+    model_store: str | None = None
+    """Where machines share trained generators and one-shot clients: an fsspec address as ``s3://bucket/models``, or
+    ``mlflow``, the registry of ``tracking.uri``. What the cache lacks is looked for there before it is trained, and is
+    put there afterwards, as safetensors and JSON with their hashes."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     compare: list[dict[str, Any]] = field(default_factory=list)
@@ -401,6 +405,8 @@ class RunConfig:
         require(least <= asked, "runtime.min_clients", least, f"at most {asked}, the updates that a round can bring")
         paced = self.runtime.emulate == "realtime" and self.clock.mode == "asynchronous"
         require(not paced, "runtime.emulate", "realtime", "virtual with clock.mode asynchronous")
+        known = self.model_store in (None, "mlflow") or "://" in self.model_store
+        require(known, "model_store", self.model_store, "mlflow, or an address as s3://bucket/models")
         if self.clients_per_round is not None:
             good = 1 <= self.clients_per_round <= self.data.clients
             require(good, "clients_per_round", self.clients_per_round, f"in 1..{self.data.clients} (data.clients)")

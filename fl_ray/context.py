@@ -12,6 +12,7 @@ from fl_ray.config import RunConfig
 from fl_ray.data.parts import FederatedData
 from fl_ray.devices.cost import Ledger
 from fl_ray.devices.fleet import Fleet
+from fl_ray.model_store.base import ModelStore
 from fl_ray.progress import Progress
 from fl_ray.run_folder import RunFolder
 from fl_ray.runtime.base import Phases, Runtime
@@ -35,6 +36,7 @@ class RunContext:
         upload_bytes: one client's update on its uplink, after the recipe's ``updates``.
         path: how clients are trained.
         synthesis: images of the recipe's generator; None where the recipe has none.
+        store: where machines share what was trained; None where the recipe names none.
         faults: updates left out, by ``LeftOut.kind``; as ``retried``, clients that raised once and then trained.
         notes: what a method wants in summary.json.
         metrics: what it wants tracked of the round, beside the history's columns.
@@ -53,6 +55,7 @@ class RunContext:
     upload_bytes: int
     path: TrainingPath = "plain"
     synthesis: Synthesis | None = None
+    store: ModelStore | None = None
     ledger: Ledger = field(default_factory=Ledger)
     phases: Phases = field(default_factory=Phases)
     faults: Counter[str] = field(default_factory=Counter)

@@ -23,6 +23,7 @@ from fl_ray.data.statistics import emd, label_entropy
 from fl_ray.errors import FlRayError, SettingError
 from fl_ray.federated_generator import make_synthesis
 from fl_ray.methods.base import Method
+from fl_ray.model_store.start import reach_store
 from fl_ray.preparation import check_partition, make_context, resolve_path, restore
 from fl_ray.progress import Progress
 from fl_ray.recipes import build
@@ -50,6 +51,7 @@ def check(config: RunConfig) -> Method:
 
     Raises:
         SettingError: a component refuses its settings, a generator is missing, or the tracking store can't be used.
+        OutputError: the model store does not answer, or can't be written.
     """
     method: Method = build("method", config.method)
     build("partition", config.data.partition)
@@ -70,6 +72,7 @@ def check(config: RunConfig) -> Method:
     method.check(config, generator)
     if config.tracking.enabled:
         prepare_store(config)
+    reach_store(config)
     return method
 
 

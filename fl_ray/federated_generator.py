@@ -17,6 +17,7 @@ from fl_ray.data.parts import FederatedData, digest
 from fl_ray.devices.cost import Ledger
 from fl_ray.methods.base import Method
 from fl_ray.model import ImageShape, WeightLayout, build_module
+from fl_ray.model_store.start import open_store
 from fl_ray.preparation import make_context, restore
 from fl_ray.progress import Progress
 from fl_ray.recipes import build, to_dict
@@ -49,7 +50,8 @@ def recipe_synthesis(config: RunConfig, data: FederatedData, runtime: Runtime, p
     spec = build("generator", Component(config.generator.name, config.generator.settings)).federated()
     clients = ClientsTrainGenerator(config, spec, data, runtime, progress) if spec is not None else None
     on_ray = config.runtime.backend == "ray"
-    return Synthesis(config.generator, data, progress, on_ray, config.runtime.threads, clients)
+    store = open_store(config, progress.message)
+    return Synthesis(config.generator, data, progress, on_ray, config.runtime.threads, clients, store)
 
 
 @dataclass

@@ -16,6 +16,7 @@ from fl_ray.devices.fleet import draw_fleet
 from fl_ray.errors import OutputError
 from fl_ray.methods.base import Method
 from fl_ray.model import ImageShape, WeightLayout, build_module, initial_weights
+from fl_ray.model_store.start import open_store
 from fl_ray.progress import Progress
 from fl_ray.recipes import build
 from fl_ray.run_folder import RunFolder
@@ -85,6 +86,7 @@ def make_context(
         schedule=make_schedule(config, method),
         upload_bytes=UpdateChain(updates, layout.is_parameter, config.seed).upload_bytes(),
         synthesis=synthesis,
+        store=open_store(config, progress.message),
         ledger=synthesis.spent() if synthesis is not None else Ledger(),
     )
     context.phases.seconds["synthesis"] += equipped_s  # of methods that plan, and make the devices' images, beforehand

@@ -109,7 +109,7 @@ def _quiet(config: RunConfig) -> RunConfig:
     """The run's settings without what a replay has no use for; none of these changes what clients compute."""
     runtime = replace(config.runtime, backend="in_process", emulate="virtual")
     tracking = replace(config.tracking, enabled=False)
-    return replace(config, runtime=runtime, tracking=tracking, evaluate_every=config.rounds)
+    return replace(config, runtime=runtime, tracking=tracking, model_store=None, evaluate_every=config.rounds)
 
 
 def _check_round(folder: RunFolder, config: RunConfig, number: int) -> None:

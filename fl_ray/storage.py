@@ -1,4 +1,4 @@
-"""Outputs on shared storage: a folder here that is mirrored to any fsspec address (file, s3, gs, memory, ...)."""
+"""Storage at fsspec addresses (file, s3, gs, memory, ...), and outputs there: a folder here that is mirrored."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fl_ray.errors import OutputError
+from fl_ray.errors import FlRayError, OutputError
 
-__all__ = ["Mirror", "is_address", "is_temporary", "opened_output"]
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+__all__ = ["Mirror", "as_output_error", "file_system", "is_address", "is_temporary", "opened_output"]
 
 _EVERY_S = 20.0
 _PREFIX = "fl-ray-output-"
@@ -27,6 +31,30 @@ def is_temporary(folder: Path) -> bool:
     return folder.parent.name.startswith(_PREFIX)
 
 
+@contextlib.contextmanager
+def as_output_error(setting: str, way_out: str | None = None) -> Iterator[None]:
+    """What a storage's client raises, as an OutputError that names the setting and its value."""
+    try:
+        yield
+    except FlRayError:
+        raise
+    except Exception as error:  # botocore's, aiohttp's and MLflow's errors have no root in common
+        told = (str(error).splitlines() or [type(error).__name__])[0]
+        raise OutputError(f"{setting}: {told}" + (f"; {way_out}" if way_out else "")) from error
+
+
+def file_system(address: str, setting: str) -> tuple[AbstractFileSystem, str]:
+    """What an address lies on, and the path there.
+
+    Raises:
+        OutputError: the protocol is unknown or not installed.
+    """
+    with as_output_error(f"{setting} {address}"):
+        import fsspec
+
+        return fsspec.core.url_to_fs(address)
+
+
 class Mirror:
     """A folder here, and its copy at an address: what is written or taken away here is copied or taken away there.
 
@@ -38,14 +66,10 @@ class Mirror:
     """
 
     def __init__(self, address: str, folder: Path) -> None:
-        import fsspec
-
         self.folder = folder
-        try:
-            self._there, self._root = fsspec.core.url_to_fs(address)
+        self._there, self._root = file_system(address, "--output")
+        with as_output_error(f"--output {address}"):
             self._there.exists(self._root)
-        except (ImportError, ValueError, OSError) as error:
-            raise OutputError(f"--output {address}: {error}") from error
         self._copied: dict[str, tuple[int, int]] = {}
 
     def pull(self) -> None:
@@ -107,7 +131,8 @@ def opened_output(output: str | Path) -> Iterator[Path]:
 
     def work() -> None:
         while not ended.wait(_EVERY_S):
-            with contextlib.suppress(OSError):  # storage may be away for a while; the last copy is made below
+            # Storage may be away for a while; the last copy is made below.
+            with contextlib.suppress(OutputError), as_output_error(f"--output {address}"):
                 mirror.push()
 
     copying = threading.Thread(target=work, name="mirror", daemon=True)
@@ -117,8 +142,6 @@ def opened_output(output: str | Path) -> Iterator[Path]:
     finally:
         ended.set()
         copying.join()
-        try:
+        with as_output_error(f"--output {address}", f"what was written is kept in {folder}"):
             mirror.push()
-        except OSError as error:
-            raise OutputError(f"--output {address}: {error}; what was written is kept in {folder}") from error
         shutil.rmtree(temporary)

@@ -24,7 +24,8 @@ import torch
 from fl_ray.config import Component, GeneratorConfig
 from fl_ray.data.parts import FederatedData, digest
 from fl_ray.devices.cost import Ledger
-from fl_ray.errors import FlRayError, LostActorsError, PlacementError, SettingError
+from fl_ray.errors import FlRayError, LostActorsError, OutputError, PlacementError, SettingError
+from fl_ray.model_store.base import ModelStore
 from fl_ray.progress import Progress
 from fl_ray.recipes import build
 from fl_ray.run_folder import environment
@@ -66,6 +67,11 @@ class Synthesis:
     Args:
         on_ray: sample in a pool of Ray actors; otherwise in this process.
         federated: lets clients train a generator whose settings ask for that.
+        store: where trained generators are looked for before they are trained, and put afterwards.
+
+    Attributes:
+        train_seconds: of this run alone; 0 where the generator was there.
+        unpublished: what kept the generator from the store.
     """
 
     def __init__(
@@ -76,11 +82,14 @@ class Synthesis:
         on_ray: bool,
         threads: int,
         federated: FederatedGenerator | None = None,
+        store: ModelStore | None = None,
     ) -> None:
         self.generator: Generator = build("generator", Component(config.name, config.settings))
         self.config, self.data, self.progress = config, data, progress
         self.on_ray, self.threads = on_ray, threads
         self.train_seconds = 0.0
+        self.unpublished: OutputError | None = None
+        self._store, self._published = store, False
         self._pool: object | None = None
         self._images = 0
         self._seconds = 0.0
@@ -163,20 +172,35 @@ class Synthesis:
             )
 
     def prepare(self) -> Path:
-        """Train the generator unless the cache holds it; its folder."""
+        """Train the generator unless the cache or the store holds it; its folder."""
         folder = self._home / "weights"
-        start = time.perf_counter()
+        start, brought = time.perf_counter(), False
 
         def write(draft: Path) -> None:
+            nonlocal brought
+            brought = self._store is not None and self._store.bring("generators", self._home.name, draft)
+            if brought:
+                return
             self._train(draft)
             (draft / TRAINED_FILE).write_text(json.dumps({"seconds": time.perf_counter() - start}), encoding="utf-8")
 
         with self._as_setting_error():
-            trained = stored_folder(folder, write)
+            trained = stored_folder(folder, write) and not brought
         if trained:
             self.train_seconds = time.perf_counter() - start
             self.progress.message(f"generator ready after {self.train_seconds:.0f} s, kept in {folder}")
+        if self._store is not None and not brought and not self._published:
+            self._publish(self._store, folder, again=trained)
         return folder
+
+    def _publish(self, store: ModelStore, folder: Path, again: bool) -> None:
+        """Put the generator into the store. Where that fails the run goes on: it has what it needs."""
+        self._published = True  # it is asked for many times
+        try:
+            store.publish("generators", self._home.name, folder, again)
+        except OutputError as error:
+            self.unpublished = error
+            self.progress.message(f"{error}; the generator is kept in {folder} alone")
 
     def _train(self, draft: Path) -> None:
         if self._federated:

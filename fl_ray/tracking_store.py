@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fl_ray.config import RunConfig
 from fl_ray.errors import SettingError
 
-__all__ = ["default_store", "prepare_store", "tracking_uri"]
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+__all__ = ["default_store", "prepare_store", "quiet_client", "tracking_uri"]
 
 
 def default_store() -> str:
@@ -21,24 +25,30 @@ def tracking_uri(config: RunConfig) -> str:
     return config.tracking.uri or default_store()
 
 
+def quiet_client(uri: str) -> MlflowClient:
+    """MLflow's client of a store; it tells of no migrations, and gives up soon."""
+    import logging
+
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # MLflow's own 7 wait for minutes
+    import mlflow
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # not before: MLflow's import sets its own level
+    return mlflow.MlflowClient(uri)
+
+
 def prepare_store(config: RunConfig, uri: str | None = None) -> str:
     """Make the store and the experiment if they are not there (once, before runs start); the experiment's id.
 
     Raises:
         SettingError: nothing answers at ``tracking.uri``, or it can't be written.
     """
-    import logging
-
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # MLflow's own 7 wait for minutes
-    import mlflow
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # not before: MLflow's import sets its own level
     uri, name = uri or tracking_uri(config), config.tracking.experiment or config.name
     try:
-        client = mlflow.MlflowClient(uri)
+        client = quiet_client(uri)
         found = client.get_experiment_by_name(name)
         if found is not None and found.lifecycle_stage != "active":
             raise SettingError(f"tracking.experiment {name!r} is deleted in {uri}; restore it or name another one")

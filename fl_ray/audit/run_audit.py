@@ -81,7 +81,7 @@ def audit_run(path: Path, shadows: int, inversion_steps: int, per_class: int, pr
     if not folder.finished():
         raise OutputError(f"{path}: no finished run; audit one run's folder (of a comparison: runs/LABEL/SEED)")
     config = folder.config()
-    config = replace(config, tracking=replace(config.tracking, enabled=False))
+    config = replace(config, tracking=replace(config.tracking, enabled=False), model_store=None)
     config = replace(config, runtime=replace(config.runtime, backend="in_process"))
     method, data = check(config), prepare(config.data, config.seed)
     check_partition(folder, data, path)

@@ -31,6 +31,8 @@ def pretrain(options: Any, overrides: dict[str, Any]) -> int:
         folder = synthesis.prepare()
         trained = f"trained in {synthesis.train_seconds:.0f} s" if synthesis.train_seconds else "found, trained before"
         print(f"generator: {config.generator.name}, {trained}\nkey: {synthesis.key}\nweights: {folder}")
+        if synthesis.unpublished is not None:
+            raise synthesis.unpublished
     return 0
 
 
@@ -68,8 +70,10 @@ def _config(path: str, overrides: dict[str, Any]) -> RunConfig:
 def _opened(config: RunConfig, progress: Progress) -> Iterator[Synthesis]:
     from fl_ray.data.parts import prepare
     from fl_ray.federated_generator import recipe_synthesis
+    from fl_ray.model_store.start import reach_store
     from fl_ray.runtime.start import open_runtime
 
+    reach_store(config)
     data = prepare(config.data, config.seed)
     with open_runtime(config, progress, ahead=False) as runtime:
         synthesis = recipe_synthesis(config, data, runtime, progress)

@@ -96,7 +96,7 @@ def assert_same(one: RunFolder, other: RunFolder) -> None:
     columns = [column for column in HISTORY_COLUMNS if column != "wall_s"]
     for row, same in zip(one.history(), other.history(), strict=True):
         assert [repr(row[column]) for column in columns] == [repr(same[column]) for column in columns]
-    clocks = ("wall_s", "wall_rounds_s", "wall_total_s", "process_peak_memory_mb", "client_models")
+    clocks = ("wall_s", "wall_rounds_s", "wall_total_s", "process_peak_memory_mb", "client_models", "synthesis")
     mine, its = (json.loads((folder / "summary.json").read_text()) for folder in (one, other))
     assert {k: v for k, v in mine.items() if k not in clocks} == {k: v for k, v in its.items() if k not in clocks}
 
