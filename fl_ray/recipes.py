@@ -370,6 +370,9 @@ def _in_our_words(message: str, label: str | None) -> str:
     message = re.sub(r'^Parser key "([^"]*)":', lambda match: match[1] + ":", message).removeprefix("recipe.")
     if label is not None:
         message = re.sub(r"^settings", label, message).replace("settings.", f"{label}.")
+    unknown = re.search(r"does not accept option '([^']*)'", message)
+    if unknown:
+        return f"{label or 'recipe'}: unknown setting {unknown[1]!r}; --print_config shows those known"
     found = re.search(r"^([\w.]+): Expected an? (.*?)\. Got value: (.*)$", message)
     if found is None:
         found = re.search(
