@@ -59,7 +59,7 @@ def test_text_from_the_command_line_becomes_the_right_type() -> None:
         ({"data": {"partition": {"name": "dirichelt"}}}, "Did you mean 'dirichlet'"),
         ({"method": {"name": "fedavgg"}}, "Did you mean 'fedavg'"),
         ({"method": {"name": "genfl", "kapa1": 1}}, "Did you mean 'kappa1'"),
-        ({"method": {"name": "feddf", "server": {"step": 1}}}, "^method: unknown setting 'server.step'; --print_config"),
+        ({"method": {"name": "feddf", "server": {"step": 1}}}, "^method: unknown setting 'server.step'; --print"),
         ({"method": {"name": "feddf", "server": {"epochs": "few"}}}, "^method.server.epochs is few, .* of type int"),
         ({"model": {"name": "vgg"}}, "Did you mean 'vgg9'"),
         ({"model": {"name": "no.such:Thing"}}, "can't import no.such"),
