@@ -51,7 +51,9 @@ REGISTRY: dict[str, dict[str, Entry]] = {
         "fedlmg": Entry(
             "fl_ray.methods.fedlmg:FedLMG", "one round: clients' classifiers guide the server's diffusion model"
         ),
-        "prompts_only": Entry("fl_ray.methods.fedlmg:PromptsOnly", "one model on the generator's images, no guidance"),
+        "prompts_only": Entry(
+            "fl_ray.methods.reference:PromptsOnly", "one model on the generator's images, no guidance"
+        ),
         "feddf": Entry("fl_ray.methods.one_shot:FedDF", "one round: the clients' mean logits distilled"),
         "dense": Entry("fl_ray.methods.dense:Dense", "one round: the clients' ensemble distilled, data-free"),
         "ensemble": Entry("fl_ray.methods.one_shot:Ensemble", "one round: the clients' classifiers vote"),

@@ -21,17 +21,17 @@ from fl_ray.config import RunConfig
 from fl_ray.context import RunContext
 from fl_ray.errors import SettingError
 from fl_ray.guides import keep_upload
+from fl_ray.methods.acceptance import accepted
 from fl_ray.methods.base import require_counts
 from fl_ray.methods.one_shot import OneShot
-from fl_ray.methods.reference import ServerOnly
-from fl_ray.methods.server_training import AS_FEDLMG, ServerTraining, Trained
+from fl_ray.methods.server_training import AS_FEDLMG, ServerTraining
 from fl_ray.model import ImageShape
 from fl_ray.runtime.base import RoundResult
 from generators.base import Generator
 from generators.guidance.losses import Statistics
 from generators.guidance.sampling import GuidanceSettings
 
-__all__ = ["FedLMG", "PromptsOnly", "teachers"]
+__all__ = ["FedLMG", "teachers"]
 
 
 def teachers(probabilities: np.ndarray, known: np.ndarray, guided_by: np.ndarray | None) -> np.ndarray:
@@ -67,6 +67,9 @@ class FedLMG(OneShot):
         statistics: L_BN over an ``image``'s places, as the released code has it, or over the ``batch`` of a block.
         renormalise: give the edited noise its norm back (our option).
         block_size: images made together.
+        accept: train on images alone that the classifier that guided them takes for their class with a cross-entropy of
+            at most this (our option, 0.5 in a comment of the released code; see ``fl_ray.methods.acceptance``);
+            default: on all.
         client_models, server: see ``OneShot``. The generator's ``steps`` and ``guidance`` are those of its sampling.
     """
 
@@ -86,6 +89,7 @@ class FedLMG(OneShot):
         statistics: Statistics = "image",
         renormalise: bool = False,
         block_size: int = 10,
+        accept: float | None = None,
         client_models: list[Any] | None = None,
         server: ServerTraining = AS_FEDLMG,
     ) -> None:
@@ -93,8 +97,12 @@ class FedLMG(OneShot):
         require_counts(images_per_class=images_per_class, block_size=block_size)
         if norm_weight < 0:
             raise ValueError(f"norm_weight is {norm_weight}, but it must be at least 0")
+        if accept is not None and not accept > 0:
+            raise ValueError(
+                f"accept is {accept}, but it must be positive, as 0.5; leave it out to train on all images"
+            )
         self.aggregation, self.images_per_class, self.block_size = aggregation, images_per_class, block_size
-        self.norm_weight, self.statistics = norm_weight, statistics
+        self.norm_weight, self.statistics, self.accept = norm_weight, statistics, accept
         self.guidance = GuidanceSettings(
             edits=edits,
             eta=eta,
@@ -117,12 +125,18 @@ class FedLMG(OneShot):
         known = run.data.counts(np.array(clients)) > 0
         images, labels, guided_by = self.synthesise(run, clients)
         given = run.runtime.predict(self.uploads, run.runtime.put(images, labels))
-        probabilities = np.exp(np.stack([given[client] for client in clients]))
-        self._note(run, probabilities, labels, guided_by, known)
+        logs = np.stack([given[client] for client in clients])
+        self._note(run, logs, labels, guided_by, known)
+        if self.accept is not None:
+            found = accepted(logs[guided_by, np.arange(len(labels))], labels, guided_by, self.accept)
+            run.notes["accepted"] = found.note(guided_by, len(clients))
+            images, labels, guided_by = (each[found.rows] for each in (images, labels, guided_by))
+            logs = logs[:, found.rows]
+        run.notes["synthetic_images"] = np.bincount(labels, minlength=classes).tolist()
         targets = np.eye(classes, dtype=np.float32)[labels]
         if self.aggregation != "fine_tune":
             teacher = guided_by if self.aggregation == "specific_teacher" else None
-            targets += teachers(probabilities, known, teacher)
+            targets += teachers(np.exp(logs), known, teacher)
         return self.train(run, weights, images, targets)
 
     def synthesise(self, run: RunContext, clients: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -167,44 +181,16 @@ class FedLMG(OneShot):
     def _note(
         self,
         run: RunContext,
-        probabilities: np.ndarray,
+        logs: np.ndarray,
         labels: np.ndarray,
         guided_by: np.ndarray,
         known: np.ndarray,
     ) -> None:
         """How many of the images are what they should be, by who guided them and by the others that know the class."""
-        right = probabilities.argmax(axis=2) == labels
+        right = logs.argmax(axis=2) == labels
         own = np.arange(len(known))[:, None] == guided_by
         others = ~own & known[:, labels]
-        run.notes["synthetic_images"] = np.bincount(labels, minlength=known.shape[1]).tolist()
         run.notes["guided_accuracy"] = {
             "own_classifier": float(right[own].mean()),
             "other_classifiers": float(right[others].mean()) if others.any() else None,
         }
-
-
-class PromptsOnly(ServerOnly):
-    """The server's model trained on its generator's images of each class, with no client's guidance.
-
-    Args:
-        images_per_class: in all; FedLMG has so many for each client.
-        server_epochs, train, start: see ``ServerOnly``.
-    """
-
-    uses_generator = True
-
-    def __init__(
-        self,
-        images_per_class: int = 180,
-        server_epochs: int | None = None,
-        train: Trained = "full",
-        start: str | None = None,
-    ) -> None:
-        super().__init__(server_epochs, train, start)
-        require_counts(images_per_class=images_per_class)
-        self.images_per_class = images_per_class
-
-    def own_images(self, run: RunContext) -> tuple[np.ndarray, np.ndarray]:
-        wanted = np.full(run.data.num_classes, self.images_per_class)
-        with run.phases.phase("synthesis"):
-            return run.synthesis.images(wanted, run.config.seed)

@@ -1,4 +1,6 @@
-"""The reference rows that stand beside every method: clients alone, pooled client data, the public images alone."""
+"""The reference rows that stand beside every method: clients alone, pooled client data, the public images alone, the
+generator's images alone.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from fl_ray.runtime.base import Pending, RoundResult
 from fl_ray.runtime.tasks import Evaluation, Task
 from generators.base import Generator
 
-__all__ = ["Centralised", "LocalOnly", "PublicOnly", "ServerOnly"]
+__all__ = ["Centralised", "LocalOnly", "PromptsOnly", "PublicOnly", "ServerOnly"]
 
 
 class LocalOnly(Method):
@@ -133,3 +135,30 @@ class PublicOnly(ServerOnly):
         if len(run.data.public) == 0:
             raise SettingError("public_only: data.public_fraction is 0, so there are no public images; raise it")
         return run.data.public_images, run.data.public_labels
+
+
+class PromptsOnly(ServerOnly):
+    """The server's model trained on its generator's images of each class, with no client's guidance.
+
+    Args:
+        images_per_class: in all; FedLMG has so many for each client.
+        server_epochs, train, start: see ``ServerOnly``.
+    """
+
+    uses_generator = True
+
+    def __init__(
+        self,
+        images_per_class: int = 180,
+        server_epochs: int | None = None,
+        train: Trained = "full",
+        start: str | None = None,
+    ) -> None:
+        super().__init__(server_epochs, train, start)
+        require_counts(images_per_class=images_per_class)
+        self.images_per_class = images_per_class
+
+    def own_images(self, run: RunContext) -> tuple[np.ndarray, np.ndarray]:
+        wanted = np.full(run.data.num_classes, self.images_per_class)
+        with run.phases.phase("synthesis"):
+            return run.synthesis.images(wanted, run.config.seed)
