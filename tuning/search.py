@@ -19,11 +19,12 @@ from ray.tune.search import Searcher
 
 from tuning.space import SearchSpace
 
-__all__ = ["FINISHED", "NUMBER", "STEP", "StudySearch", "open_study"]
+__all__ = ["ERROR", "FINISHED", "NUMBER", "STEP", "StudySearch", "open_study"]
 
 NUMBER = "number"  # of the trial, in its configuration
 STEP = "step"  # of a trial's result
 FINISHED = "finished"  # in a trial's last result, where it came to its end
+ERROR = "failure"  # in a trial's last result, where it failed: the traceback
 _STUDY = "study"
 
 
@@ -66,15 +67,17 @@ class StudySearch(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         if len(self.metrics) == 1:  # what a pruned trial is ranked by
-            value = result.get(self.metrics[0])
-            if value is not None and not math.isnan(value):
-                self._trials[trial_id].report(value, int(result[STEP]))
+            trial, step, value = self._trials[trial_id], int(result[STEP]), result.get(self.metrics[0])
+            # A trial that was cut does some steps again, to the same values.
+            known = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+            if value is not None and not math.isnan(value) and step not in known:
+                trial.report(value, step)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         trial = self._trials.pop(trial_id)
         result = result or {}
         values = [result.get(metric) for metric in self.metrics]
-        if error or not result:
+        if error or not result or ERROR in result:
             self.study.tell(trial, state=TrialState.FAIL)
         elif not result.get(FINISHED):
             self.study.tell(trial, state=TrialState.PRUNED)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -11,21 +13,22 @@ import optuna
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
-from tuning.search import FINISHED, NUMBER, STEP, StudySearch
+from tuning.search import ERROR, FINISHED, NUMBER, STEP, StudySearch
 from tuning.space import SearchSpace
 
 __all__ = ["Objective", "SchedulerName", "Steps", "TrialWatcher", "make_scheduler", "run_trials", "trials_that_fit"]
 
 SchedulerName = Literal["asha", "median", "none"]
 Steps = Generator[dict[str, float], None, dict[str, float]]
-"""Yields what is known after each step, all metrics among it, and returns the last word."""
+"""Yields what is known after each step, all metrics and STEP among it, and returns the last word."""
+_DEATHS = 3  # of a trial's process, as with its node: so often it is begun again
 
 
 class Objective(Protocol):
     """What a trial does. One lives in each trial's process, for one trial after another."""
 
     def begin(self, number: int, params: Mapping[str, Any]) -> Steps:
-        """The trial's steps; closing them ends the trial there."""
+        """The trial's steps; closing them ends the trial there. Called again for a trial whose process died."""
 
     def close(self) -> None:
         """Let go of what was kept between trials."""
@@ -37,28 +40,35 @@ class TrialWatcher(Protocol):
     def result(self, number: int, result: Mapping[str, Any]) -> None:
         """After a step."""
 
+    def died(self, number: int) -> None:
+        """The trial's process died; it is begun again."""
+
     def ended(self, number: int, error: str | None) -> None:
-        """The trial is over; ``error``: it failed."""
+        """The trial is over; ``error``: it failed, with this traceback."""
 
 
 class _Trial(tune.Trainable):
     """A trial's process. The next trial has the same one: imports and actors are there already."""
 
-    def setup(self, config: dict[str, Any], make: Callable[[], Objective]) -> None:
+    def setup(self, config: dict[str, Any], make: Callable[[], Objective], metrics: Sequence[str]) -> None:
+        self._make, self._metrics = make, metrics
         self._objective = make()
         self._begin(config)
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._steps = self._objective.begin(config[NUMBER], config["params"])
-        self._count, self._last = 0, {}
+        self._last = {**dict.fromkeys(self._metrics, math.nan), STEP: 0}
 
     def step(self) -> dict[str, Any]:
         try:
             self._last = next(self._steps)
         except StopIteration as end:
-            return {**self._last, **end.value, STEP: self._count, FINISHED: True, "done": True}
-        self._count += 1
-        return {**self._last, STEP: self._count, FINISHED: False}
+            return {**self._last, **end.value, FINISHED: True, "done": True}
+        except Exception:  # noqa: BLE001 - told by the study. Raised, Ray would try it again as after a death
+            self._objective.close()
+            self._objective = self._make()
+            return {**self._last, ERROR: traceback.format_exc(), "done": True}
+        return {**self._last, FINISHED: False}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._steps.close()
@@ -83,11 +93,14 @@ class _Hears(tune.Callback):
         self.watcher.result(trial.config[NUMBER], result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.watcher.ended(trial.config[NUMBER], None)
+        self.watcher.ended(trial.config[NUMBER], trial.last_result.get(ERROR))
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.watcher.died(trial.config[NUMBER])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         said = Path(trial.error_file).read_text(encoding="utf-8").strip() if trial.error_file else ""
-        self.watcher.ended(trial.config[NUMBER], said.splitlines()[-1] if said else "it died")
+        self.watcher.ended(trial.config[NUMBER], said or "its process died")
 
 
 def make_scheduler(
@@ -147,6 +160,8 @@ def run_trials(
 ) -> None:
     """Run so many trials, ``concurrency`` at a time; Ray is connected. A trial that fails does not stop the others.
 
+    A trial whose process dies, as with its node, is begun again elsewhere, three times at most.
+
     Args:
         make: the objective, called in each trial's process.
         study: which trials there have been; those that were cut are begun again first, and count.
@@ -157,7 +172,7 @@ def run_trials(
     os.environ.update(RAY_CHDIR_TO_TRIAL_DIR="0", TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", RAY_AIR_NEW_OUTPUT="0")
     os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] = "0"
     group = tune.PlacementGroupFactory([dict(bundle) for bundle in bundles])
-    trainable = tune.with_resources(tune.with_parameters(_Trial, make=make), group)
+    trainable = tune.with_resources(tune.with_parameters(_Trial, make=make, metrics=metrics), group)
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
@@ -173,7 +188,7 @@ def run_trials(
             storage_path=str(folder),
             verbose=0,
             callbacks=[_Hears(watcher)],
-            failure_config=tune.FailureConfig(max_failures=0),
+            failure_config=tune.FailureConfig(max_failures=_DEATHS),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),
     )

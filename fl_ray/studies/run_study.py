@@ -27,7 +27,7 @@ from fl_ray.storage import is_temporary
 from fl_ray.studies.objectives import PlanObjective, RunObjective
 from fl_ray.studies.settings import Study, load_study
 from fl_ray.studies.tracking import begin_study_run, end_runs_of
-from fl_ray.studies.trials import Trial, all_trials, shown
+from fl_ray.studies.trials import Trial, all_trials, shown, trial_folder
 from fl_ray.tracking_store import tracking_uri
 from tuning.algorithms import make_sampler
 from tuning.search import FINISHED, open_study
@@ -220,13 +220,18 @@ class _Watcher:
         detail = f"trial {number} after {result['step']} rounds: {found}"
         self.progress.steps("trials", self.count, self.trials, detail)
 
+    def died(self, number: int) -> None:
+        """A trial's process, or its node, is gone."""
+        self.progress.message(f"trial {number}: its process died; it goes on elsewhere, after its last checkpoint")
+
     def ended(self, number: int, error: str | None) -> None:
         """A trial finished, was pruned, or failed."""
         trial = Trial.read(self.output, number)
         if error is not None:
             trial = trial or Trial(number, {})
-            trial.state, trial.error = "failed", trial.error or error
+            trial.state, trial.error = "failed", trial.error or error.splitlines()[-1]
             trial.write(self.output)
+            (trial_folder(self.output, number) / "error.txt").write_text(error, encoding="utf-8")
             if self.uri is not None and self.study.objective == "run":
                 end_runs_of(self.output, self.uri, number)
         self.count += 1

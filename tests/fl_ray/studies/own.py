@@ -1,12 +1,18 @@
-"""A small study file for tests."""
+"""A small study file for tests, and a method whose process dies."""
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
+from fl_ray.context import RunContext
+from fl_ray.methods.fedavg import FedAvg
+from fl_ray.runtime.base import RoundResult
 from tests.conftest import small_recipe
 
 
@@ -27,3 +33,21 @@ def study_file(folder: Path, **changes: Any) -> Path:
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return path
+
+
+class DiesOnce(FedAvg):
+    """FedAvg whose process is killed in the fourth round.
+
+    Args:
+        mark: a file that is there once it has been.
+    """
+
+    def __init__(self, mark: str) -> None:
+        super().__init__()
+        self.mark = Path(mark)
+
+    def aggregate(self, run: RunContext, round_number: int, weights: np.ndarray, result: RoundResult) -> np.ndarray:
+        if round_number == 4 and not self.mark.exists():
+            self.mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().aggregate(run, round_number, weights, result)

@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -16,10 +17,14 @@ import pytest
 import ray
 from ray.util.placement_group import placement_group_table
 
+from fl_ray.config import TrackingConfig
 from fl_ray.errors import PlacementError
+from fl_ray.experiment import Experiment
 from fl_ray.progress import Progress
+from fl_ray.run_folder import RunFolder
+from fl_ray.runtime.start import open_runtime
 from fl_ray.studies.metrics import measure
-from fl_ray.studies.run_study import begin_study, run_study
+from fl_ray.studies.run_study import begin_study, journal_of, run_study
 from fl_ray.studies.settings import Study, load_study
 from fl_ray.studies.trials import Trial, all_trials, best_trials
 from tests.conftest import Call
@@ -112,8 +117,29 @@ def test_a_failed_trial_is_recorded_and_the_study_goes_on(ray_session: None, tmp
         ("failed", 99),
     ]
     assert "min_samples is 99" in trials[1].error
+    assert "Traceback" in (output / "trials" / "0001" / "error.txt").read_text(encoding="utf-8")
     assert statuses(tmp_path)["FAILED"] >= 1
     assert statuses(tmp_path)["RUNNING"] == 1
+
+
+def test_a_trial_whose_process_dies_is_begun_again(ray_session: None, tmp_path: Path) -> None:
+    """It goes on at its checkpoint, to the metrics that it would have had, and is one run in MLflow."""
+    mark = tmp_path / "died"
+    method = {"name": "tests.fl_ray.studies.own:DiesOnce", "mark": str(mark)}
+    settings = {"rounds": 7, "checkpoint.every": 2, "method": method}
+    study, output = begun(tmp_path, space={"training.lr": {"choice": [0.1]}}, trials=1, settings=settings)
+    (trial,) = run_study(study, output, Progress(enabled=False))
+    assert mark.exists()
+    assert trial.state == "finished"
+    (stored,) = journal_of(study, output).trials
+    assert sorted(stored.intermediate_values) == list(range(1, 8))
+    assert statuses(tmp_path) == {"RUNNING": 1, "FINISHED": 2}  # the study's own run ends with its report
+    config = replace(study.config(trial.params), tracking=TrackingConfig(enabled=False))
+    whole = RunFolder(tmp_path / "whole")
+    whole.path.mkdir()
+    with open_runtime(config) as runtime:
+        Experiment(config, whole.path, runtime).run()
+    assert trial.metrics == measure(whole.history(), config)
 
 
 def test_a_trials_actors_live_in_its_own_placement_group(ray_session: None, tmp_path: Path) -> None:
