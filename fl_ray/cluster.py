@@ -160,13 +160,10 @@ class Jobs:
     def follow(self, job: str) -> Iterator[str]:
         """What the job says, until it ends."""
         lines = self._client.tail_job_logs(job)
-        loop = asyncio.new_event_loop()
-        try:
-            while True:
-                try:
-                    yield self._ask(lambda: loop.run_until_complete(anext(lines)))
-                except StopAsyncIteration:
-                    return
-        finally:
-            loop.run_until_complete(lines.aclose())
-            loop.close()
+
+        async def following() -> str | None:
+            return await anext(lines, None)
+
+        with asyncio.Runner() as runner:  # Ctrl-C ends what it awaits; nothing is left half read
+            while (text := self._ask(lambda: runner.run(following()))) is not None:
+                yield text

@@ -1,14 +1,16 @@
 """A real cluster by ``ray start``: jobs are submitted, followed, listed and stopped; a worker's raylet is killed."""
 
+import contextlib
 import os
 import secrets
+import select
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -21,6 +23,38 @@ from tests.fl_ray.studies.own import study_file
 from tests.serving import free_port
 
 BIN = Path(sys.executable).parent
+
+
+class Terminal:
+    """A command on a pseudo-terminal, as a user has it."""
+
+    def __init__(self, command: list[str], folder: Path, environment: dict[str, str]) -> None:
+        self.screen, own = os.openpty()
+        enter = partial(os.login_tty, own)
+        self.process = subprocess.Popen(command, cwd=folder, env=environment, preexec_fn=enter, pass_fds=[own])
+        os.close(own)
+        self.shown = ""
+
+    def wait_for(self, text: str) -> str:
+        """Until it is on the screen, after what was waited for before; what stands between them."""
+        give_up = time.monotonic() + 200
+        while text not in self.shown:
+            assert time.monotonic() < give_up, self.shown
+            assert self.process.poll() is None or select.select([self.screen], [], [], 0)[0], self.shown
+            if select.select([self.screen], [], [], 1)[0]:
+                with contextlib.suppress(OSError):  # nobody has the terminal any more
+                    self.shown += os.read(self.screen, 65536).decode(errors="replace")
+        before, _, self.shown = self.shown.partition(text)
+        return before
+
+    def type(self, keys: str) -> None:
+        os.write(self.screen, keys.encode())
+
+    def end(self) -> int:
+        """Its exit code."""
+        code = self.process.wait(60)
+        os.close(self.screen)
+        return code
 
 
 class Cluster:
@@ -57,11 +91,26 @@ class Cluster:
             time.sleep(0.2)
         return process
 
+    def whole(self) -> None:
+        """Start the worker again where a test has killed it."""
+        if self.worker.poll() is not None:
+            self.worker = self.start_worker()
+
+    def kill_worker(self) -> None:
+        """Kill -9 of the worker's raylet."""
+        for child in psutil.Process(self.worker.pid).children(recursive=True):
+            if child.name() == "raylet":
+                child.kill()
+        self.worker.wait(60)
+
+    def command(self, *words: str) -> list[str]:
+        """``fl-ray`` with the cluster's address."""
+        return [sys.executable, "-m", "fl_ray", *words, "--address", f"http://127.0.0.1:{self.dashboard}"]
+
     def call(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """``fl-ray`` with the cluster's address and token."""
-        command = [sys.executable, "-m", "fl_ray", *words, "--address", f"http://127.0.0.1:{self.dashboard}"]
+        """``fl-ray`` with the cluster's address and token, to its end."""
         return subprocess.run(
-            command,
+            self.command(*words),
             cwd=self.folder,
             env={**self.environment, **environment},
             capture_output=True,
@@ -79,10 +128,17 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     started = Cluster(tmp_path_factory.mktemp("jobs"))
     yield started
     started.end()
+
+
+@pytest.fixture
+def cluster(running: Cluster) -> Cluster:
+    """The cluster, with its worker."""
+    running.whole()
+    return running
 
 
 def recipe(folder: Path, **changes: object) -> None:
@@ -106,20 +162,22 @@ def test_the_token_is_asked_for_and_the_message_says_where_it_is_looked_for(clus
     assert "~/.ray/auth_token" in found.stderr
 
 
+def wait_for_rounds(cluster: Cluster, job: str, rounds: int, *folders: Path) -> None:
+    """Until each run has so many."""
+    give_up = time.monotonic() + 200
+    while any(len(RunFolder(folder).history()) < rounds for folder in folders):
+        assert time.monotonic() < give_up, cluster.call("logs", job).stdout
+        time.sleep(0.1)
+
+
 def test_a_recipe_ends_well_though_the_workers_raylet_dies(cluster: Cluster) -> None:
     recipe(cluster.folder)
     output = cluster.folder / "out"
     done = cluster.call("submit", "job.yaml", "--output", str(output))
     assert done.returncode == 0, done.stderr
     job = done.stdout.split()[1].rstrip(":")
-    give_up = time.monotonic() + 200
-    while len(RunFolder(output).history()) < 4:
-        assert time.monotonic() < give_up, cluster.call("logs", job).stdout
-        time.sleep(0.1)
-    for child in psutil.Process(cluster.worker.pid).children(recursive=True):
-        if child.name() == "raylet":
-            os.kill(child.pid, signal.SIGKILL)
-    cluster.worker.wait(60)
+    wait_for_rounds(cluster, job, 4, output)
+    cluster.kill_worker()
     followed = cluster.call("logs", job, "--follow")
     assert followed.returncode == 0, followed.stdout
     assert RunFolder(output).finished()
@@ -129,14 +187,21 @@ def test_a_recipe_ends_well_though_the_workers_raylet_dies(cluster: Cluster) -> 
     assert "succeeded" in listed
 
 
-def test_a_four_trial_study_ends_well_and_is_told_in_the_jobs(cluster: Cluster) -> None:
-    if cluster.worker.poll() is not None:  # killed by the test before
-        cluster.worker = cluster.start_worker()
-    study_file(cluster.folder, settings={"tracking": {"enabled": False}})
-    study = cluster.call("submit", "study.yaml", "--output", str(cluster.folder / "study"), "--wait")
-    assert study.returncode == 0, study.stdout + study.stderr
-    assert [trial.state for trial in all_trials(cluster.folder / "study")] == ["finished"] * 4
-    assert "succeeded" in cluster.call("jobs").stdout
+def test_a_four_trial_study_ends_well_though_the_workers_raylet_dies(cluster: Cluster) -> None:
+    """Two trials are at work, and one at most on the head, which has one CPU: it then takes over the worker's."""
+    settings = {"tracking": {"enabled": False}, "training.batch_size": 1, "rounds": 40, "checkpoint.every": 1}
+    study_file(cluster.folder, settings=settings)
+    output = cluster.folder / "study"
+    done = cluster.call("submit", "study.yaml", "--output", str(output))
+    assert done.returncode == 0, done.stderr
+    job = done.stdout.split()[1].rstrip(":")
+    wait_for_rounds(cluster, job, 3, *(output / "trials" / number / "seed0" for number in ("0000", "0001")))
+    cluster.kill_worker()
+    followed = cluster.call("logs", job, "--follow")
+    assert followed.returncode == 0, followed.stdout
+    assert "its process died; it goes on elsewhere" in followed.stdout
+    assert [trial.state for trial in all_trials(output)] == ["finished"] * 4
+    assert all(len(RunFolder(output / "trials" / f"{n:04d}" / "seed0").history()) == 40 for n in range(4))
 
 
 def test_the_exit_code_is_the_jobs_and_a_job_can_be_stopped(cluster: Cluster) -> None:
@@ -147,15 +212,41 @@ def test_the_exit_code_is_the_jobs_and_a_job_can_be_stopped(cluster: Cluster) ->
     recipe(cluster.folder, rounds=100000)
     begun = cluster.call("submit", "job.yaml", "--output", str(cluster.folder / "long"))
     job = begun.stdout.split()[1].rstrip(":")
-    give_up = time.monotonic() + 200
-    while not RunFolder(cluster.folder / "long").history():
-        assert time.monotonic() < give_up, cluster.call("logs", job).stdout
-        time.sleep(0.2)
+    wait_for_rounds(cluster, job, 1, cluster.folder / "long")
     assert "stopped" in cluster.call("stop", job).stdout
+    wait_for_interrupt(cluster, job, cluster.folder / "long")
+
+
+def wait_for_interrupt(cluster: Cluster, job: str, output: Path) -> None:
     give_up = time.monotonic() + 60
-    while (RunFolder(cluster.folder / "long").summary() or {}).get("status") != "interrupted":
+    while (RunFolder(output).summary() or {}).get("status") != "interrupted":
         assert time.monotonic() < give_up, cluster.call("logs", job).stdout
         time.sleep(0.2)
+
+
+def test_ctrl_c_asks_whether_to_leave_or_to_stop_the_job(cluster: Cluster) -> None:
+    recipe(cluster.folder, rounds=100000)
+    output = cluster.folder / "asked"
+    words = ["submit", "job.yaml", "--output", str(output), "--wait"]
+    waiting = Terminal(cluster.command(*words), cluster.folder, cluster.environment)
+    waiting.wait_for("job ")
+    job = waiting.wait_for(": ")
+    wait_for_rounds(cluster, job, 1, output)
+    waiting.type("\x03")
+    waiting.wait_for("Stop it? [y/N]")
+    waiting.type("n\n")
+    waiting.wait_for(f"job {job} goes on")
+    assert waiting.end() == 130
+    wait_for_rounds(cluster, job, len(RunFolder(output).history()) + 1, output)
+
+    following = Terminal(cluster.command("logs", job, "--follow"), cluster.folder, cluster.environment)
+    following.wait_for("round ")
+    following.type("\x03")
+    following.wait_for("Stop it? [y/N]")
+    following.type("y\n")
+    following.wait_for(f"job {job} is stopped")
+    assert following.end() == 130
+    wait_for_interrupt(cluster, job, output)
 
 
 def test_what_can_not_be_packed_is_refused(cluster: Cluster, tmp_path: Path) -> None:
