@@ -72,7 +72,9 @@ REGISTRY: dict[str, dict[str, Entry]] = {
         "gtsrb": Entry(f"{_DATA}:gtsrb", "German traffic signs resized to 32x32 RGB, 43 classes"),
         "digit_domains": Entry("fl_ray.data.domains:digit_domains", "MNIST, MNIST-M and USPS as domains, RGB"),
         "random": Entry(f"{_DATA}:random", "random images and labels, for timing"),
-        "image_folder": Entry(f"{_DATA}:image_folder", "root/<domain>/[<split>/]<class>/*, several domains"),
+        "image_folder": Entry(
+            "fl_ray.data.folders:image_folder", "images in folders by domain and class, or by class and context"
+        ),
     },
     "partition": {
         "iid": Entry(f"{_PARTS}:IID", "shuffled, equal parts"),

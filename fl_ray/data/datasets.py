@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,10 +20,10 @@ __all__ = [
     "digits",
     "fashion_mnist",
     "gtsrb",
-    "image_folder",
     "load",
     "mnist",
     "random",
+    "read_image",
     "resized",
 ]
 
@@ -133,7 +132,7 @@ def gtsrb(root: Path, download: bool, image_size: int = 32) -> ImageData:
     parts = {}
     for split in ("train", "test"):
         found = _found("gtsrb", root, download, lambda split=split: GTSRB(str(root), split, download=download))
-        pairs = [(_read(image, image_size), label) for image, label in found]
+        pairs = [(read_image(image, image_size), label) for image, label in found]
         parts[split] = _stack(pairs, channels=3)
     (images, labels), (test_images, test_labels) = parts["train"], parts["test"]
     names = [str(label) for label in range(43)]
@@ -181,108 +180,8 @@ def _found(kind: str, root: Path, download: bool, read: Callable[[], Any]) -> An
         raise DataMissingError(f"data {kind}: the download to {root} failed: {error}") from error
 
 
-def image_folder(
-    root: Path,
-    download: bool,
-    path: str,
-    image_size: int = 32,
-    domains: list[str] | None = None,
-    owners: str | None = None,
-) -> ImageData:
-    """Images in folders, resized square to RGB; several domains.
-
-    ``root/path`` holds ``<domain>/<class>/*``, or ``<domain>/<split>/<class>/*`` with splits ``train`` and ``test``.
-
-    Args:
-        root: the data folder. ``download`` has no effect here.
-        path: the set's folder inside ``root``.
-        image_size: pixels.
-        domains: which domains to use, in this order; default: all, by name.
-        owners: natural client ids: ``domain``, or a CSV file (inside the set's folder) with the columns ``path``
-            (relative to the set's folder) and ``client``.
-    """
-    base = root / path
-    if not base.is_dir():
-        raise DataMissingError(
-            f"data image_folder: no folder {base}. Give its parent as --data.root DIR or $FL_RAY_DATA, and its name as "
-            "--data.path NAME; there is no download for folders"
-        )
-    names = domains or sorted(entry.name for entry in base.iterdir() if entry.is_dir())
-    for name in names:
-        if not (base / name).is_dir():
-            raise SettingError(f"data.domains: no folder {name!r} in {base}")
-    files = [(domain, part, item) for domain, name in enumerate(names) for part, item in _walk(base / name)]
-    classes = sorted({item.parent.name for _, _, item in files})
-    if not classes:
-        raise SettingError(
-            f"data image_folder: no images in {base}/<domain>/<class>/ or {base}/<domain>/<split>/<class>/"
-        )
-    arrays: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
-    owner_of = _owners(base, owners)
-    owner_list: list[int] = []
-    for part in ("train", "test"):
-        chosen = [(domain, item) for domain, which, item in files if which == part]
-        pairs = [(_read(item, image_size), classes.index(item.parent.name)) for _, item in chosen]
-        images, labels = _stack(pairs, channels=3) if pairs else (np.empty(0, np.uint8), np.empty(0, np.int64))
-        arrays[part] = (images, labels, np.array([domain for domain, _ in chosen], dtype=np.int64))
-        if part == "train" and owners is not None:
-            owner_list = [owner_of(domain, str(item.relative_to(base))) for domain, item in chosen]
-    train, test = arrays["train"], arrays["test"]
-    has_test = len(test[1]) > 0
-    return ImageData(
-        train[0],
-        train[1],
-        classes,
-        [0.5] * 3,
-        [0.5] * 3,
-        test[0] if has_test else None,
-        test[1] if has_test else None,
-        train[2],
-        test[2] if has_test else None,
-        list(names),
-        np.array(owner_list, dtype=np.int64) if owners is not None else None,
-    )
-
-
-_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-
-
-def _walk(domain: Path) -> list[tuple[str, Path]]:
-    """(train or test, file) of one domain; without split folders everything is train."""
-    splits = [name for name in ("train", "test") if (domain / name).is_dir()]
-    roots = [(name, domain / name) for name in splits] or [("train", domain)]
-    found = []
-    for part, folder in roots:
-        for class_folder in sorted(entry for entry in folder.iterdir() if entry.is_dir()):
-            images = sorted(item for item in class_folder.iterdir() if item.suffix.lower() in _IMAGE_SUFFIXES)
-            if not images:
-                raise SettingError(f"data image_folder: the class folder {class_folder} holds no images")
-            found += [(part, item) for item in images]
-    return found
-
-
-def _owners(base: Path, owners: str | None) -> Callable[[int, str], int]:
-    if owners is None or owners == "domain":
-        return lambda domain, item: domain
-    table = base / owners
-    try:
-        with table.open(newline="", encoding="utf-8") as stream:
-            rows = {row["path"]: row["client"] for row in csv.DictReader(stream)}
-    except (OSError, KeyError) as error:
-        raise SettingError(
-            f"data.owners: {table} must be a CSV file with the columns path and client: {error}"
-        ) from error
-    numbers = {client: number for number, client in enumerate(sorted(set(rows.values())))}
-
-    def owner(domain: int, item: str) -> int:
-        if item not in rows:
-            raise SettingError(f"data.owners: {table} has no row for {item}")
-        return numbers[rows[item]]
-
-    return owner
-
-
-def _read(source: Any, size: int) -> np.ndarray:
+def read_image(source: Any, size: int) -> np.ndarray:
+    """An image file (or an image of PIL's) as RGB of ``size`` pixels square, uint8 [3, size, size]."""
     from PIL import Image
 
     image = source if isinstance(source, Image.Image) else Image.open(source)
@@ -296,7 +195,7 @@ def resized(images: np.ndarray, size: int) -> np.ndarray:
     if images.shape[1:] == (3, size, size):
         return images
     shown = images[:, 0] if images.shape[1] == 1 else images.transpose(0, 2, 3, 1)
-    return np.stack([_read(Image.fromarray(image), size) for image in shown])
+    return np.stack([read_image(Image.fromarray(image), size) for image in shown])
 
 
 def _stack(pairs: list[tuple[np.ndarray, int]], channels: int) -> tuple[np.ndarray, np.ndarray]:

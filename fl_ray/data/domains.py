@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fl_ray.data.datasets import ImageData, image_folder, mnist, resized
+from fl_ray.data.datasets import ImageData, mnist, resized
+from fl_ray.data.folders import image_folder
 from fl_ray.data.shift import Shift, shifted
 from fl_ray.errors import DataMissingError, SettingError, require
 
@@ -56,7 +57,7 @@ def digit_domains(
         if name == "mnist":
             found = mnist(root, download)
         else:
-            found = image_folder(root, download, "digit_domains", image_size, [name])
+            found = image_folder(root, download, "digit_domains", image_size, domains=[name])
             if found.classes != _DIGITS or found.test_images is None:
                 raise DataMissingError(
                     f"data digit_domains: {root / 'digit_domains' / name} must hold train/0 to train/9 and test/0 to "

@@ -6,14 +6,13 @@ A partitioner is called with labels, the number of clients and a generator, and 
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
 
+from fl_ray.data.rows import Partition, Windows
 from fl_ray.errors import SettingError
 from fl_ray.randomness import numpy_generator
 
@@ -24,115 +23,14 @@ __all__ = [
     "DomainSkew",
     "LabelBlocks",
     "Natural",
-    "Partition",
     "Partitioner",
     "QuantitySkew",
     "Resampled",
-    "Rows",
     "Shards",
-    "Windows",
     "partition",
 ]
 
 MAX_DRAWS = 1000
-_MASK = 2**64 - 1
-
-
-class Rows(ABC):
-    """Which rows of the data belong to which client."""
-
-    @abstractmethod
-    def __len__(self) -> int:
-        """Clients."""
-
-    @abstractmethod
-    def of(self, client: int) -> np.ndarray:
-        """The sample indices of one client."""
-
-    @property
-    @abstractmethod
-    def sizes(self) -> np.ndarray:
-        """Samples per client, int64 [clients]."""
-
-    @abstractmethod
-    def owned(self) -> np.ndarray:
-        """All rows that clients own, each once, ascending."""
-
-    @abstractmethod
-    def digest(self) -> str:
-        """A short hash: equal for equal partitions."""
-
-
-@dataclass(frozen=True)
-class Partition(Rows):
-    """Samples of all clients in two compact arrays: client i owns ``indices[offsets[i]:offsets[i + 1]]``."""
-
-    indices: np.ndarray
-    offsets: np.ndarray
-
-    @classmethod
-    def from_owners(cls, owners: np.ndarray, clients: int) -> Partition:
-        """From the owner of every sample (-1: nobody's)."""
-        order = np.argsort(owners, kind="stable")
-        sizes = np.bincount(owners[owners >= 0], minlength=clients)
-        return cls(order[len(owners) - sizes.sum() :], np.concatenate([[0], np.cumsum(sizes)]))
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def of(self, client: int) -> np.ndarray:
-        return self.indices[self.offsets[client] : self.offsets[client + 1]]
-
-    @cached_property
-    def sizes(self) -> np.ndarray:
-        return np.diff(self.offsets)
-
-    def owned(self) -> np.ndarray:
-        return np.sort(self.indices)
-
-    def digest(self) -> str:
-        return hashlib.sha256(self.indices.tobytes() + self.offsets.tobytes()).hexdigest()[:12]
-
-
-@dataclass(frozen=True)
-class Windows(Rows):
-    """Every client owns a window of ``samples`` rows in one random ``order``, at a place hashed from its number.
-
-    Nothing is stored per client, so a population may be of any size; clients' windows overlap.
-    """
-
-    order: np.ndarray
-    clients: int
-    samples: int
-    seed: int
-    skip: int = 0
-    """The window begins so many rows behind the hashed place."""
-
-    def __len__(self) -> int:
-        return self.clients
-
-    def of(self, client: int) -> np.ndarray:
-        place = _mix(self.seed, client) + self.skip
-        return self.order[np.arange(place, place + self.samples) % len(self.order)]
-
-    @property
-    def sizes(self) -> np.ndarray:
-        return np.broadcast_to(np.int64(self.samples), (self.clients,))
-
-    def owned(self) -> np.ndarray:
-        return np.sort(self.order)
-
-    def digest(self) -> str:
-        parts = f"windows {self.clients} {self.samples} {self.seed} {self.skip}".encode()
-        return hashlib.sha256(parts + self.order.tobytes()).hexdigest()[:12]
-
-
-def _mix(seed: int, client: int) -> int:
-    """A 40-bit hash of (seed, client): SplitMix64's finaliser."""
-    z = (seed * 0x9E3779B97F4A7C15 + client * 0xD1B54A32D192ED03 + 0x632BE59BD9B4E019) & _MASK
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
-    return (z ^ (z >> 31)) >> 24
 
 
 @dataclass
@@ -306,17 +204,45 @@ class Shards(Partitioner):
 
 @dataclass
 class LabelBlocks(Partitioner):
-    """Classes in contiguous blocks, one block per client; with more clients than classes a block is shared evenly."""
+    """Classes in contiguous blocks, one block per client; with more clients than classes a block is shared evenly.
+
+    With ``classes_per_client`` a client's block has so many classes, begun evenly over all of them and gone on with the
+    first behind the last, so that blocks overlap; a class is dealt evenly to the clients that have it.
+    """
+
+    classes_per_client: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.classes_per_client is not None and self.classes_per_client < 1:
+            raise ValueError(f"classes_per_client is {self.classes_per_client}, but it must be at least 1")
 
     def __call__(
         self, labels: np.ndarray, clients: int, rng: np.random.Generator, groups: np.ndarray | None = None
     ) -> np.ndarray:
-        blocks = np.array_split(np.unique(labels), min(clients, len(np.unique(labels))))
-        owners = np.empty(len(labels), dtype=np.int64)
+        owners, classes = np.empty(len(labels), dtype=np.int64), np.unique(labels)
+        if self.classes_per_client is not None:
+            for label, holders in zip(classes, self._holders(len(classes), clients), strict=True):
+                rows = np.flatnonzero(labels == label)
+                owners[rows] = _deal(len(rows), holders, rng)
+            return owners
+        blocks = np.array_split(classes, min(clients, len(classes)))
         for number, block in enumerate(blocks):
             rows = np.flatnonzero(np.isin(labels, block))
             owners[rows] = _deal(len(rows), np.arange(number, clients, len(blocks)), rng)
         return owners
+
+    def _holders(self, classes: int, clients: int) -> list[np.ndarray]:
+        """The clients that have each class."""
+        first = np.arange(clients) * classes // clients
+        places = (np.arange(classes)[:, None] - first) % classes  # of a class behind a client's first
+        held = places < self.classes_per_client
+        if self.classes_per_client > classes or not held.any(axis=1).all():
+            raise ValueError(
+                f"label_blocks: classes_per_client is {self.classes_per_client}, but with {clients} clients and "
+                f"{classes} classes it must be in {-(-classes // clients)}..{classes}, so that each class is somebody's"
+            )
+        return [np.flatnonzero(row) for row in held]
 
 
 @dataclass

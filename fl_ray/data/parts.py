@@ -11,7 +11,8 @@ import numpy as np
 from fl_ray.config import DataConfig
 from fl_ray.data.classes import keep_classes
 from fl_ray.data.datasets import ImageData, load
-from fl_ray.data.partitioners import Partition, Resampled, Rows, partition
+from fl_ray.data.partitioners import Resampled, partition
+from fl_ray.data.rows import Partition, Rows
 from fl_ray.data.statistics import label_counts
 from fl_ray.errors import SettingError
 from fl_ray.randomness import numpy_generator

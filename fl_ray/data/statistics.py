@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fl_ray.data.partitioners import Rows
+from fl_ray.data.rows import Rows
 
 __all__ = ["emd", "label_counts", "label_entropy"]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from fl_ray.config import Component, TrainingConfig
-from fl_ray.data.partitioners import Rows
+from fl_ray.data.rows import Rows
 
 if TYPE_CHECKING:
     from fl_ray.model import ImageShape

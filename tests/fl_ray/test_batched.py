@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fl_ray.config import Component, TrainingConfig
-from fl_ray.data.partitioners import Partition
+from fl_ray.data.rows import Partition
 from fl_ray.errors import SettingError
 from fl_ray.experiment import Experiment
 from fl_ray.model import ImageShape, initial_weights

@@ -12,12 +12,12 @@ from fl_ray.data.partitioners import (
     DomainSkew,
     LabelBlocks,
     Natural,
-    Partition,
     Partitioner,
     QuantitySkew,
     Shards,
     partition,
 )
+from fl_ray.data.rows import Partition
 from fl_ray.data.statistics import emd, label_counts, label_entropy
 from fl_ray.errors import SettingError
 
@@ -29,6 +29,7 @@ ALL = [
     DirichletPerClient(alpha=0.5),
     Shards(),
     LabelBlocks(),
+    LabelBlocks(classes_per_client=4),
     QuantitySkew(alpha=1.0),
     DomainSkew(),
     Natural(),
@@ -72,6 +73,18 @@ def test_label_blocks_by_hand() -> None:
     shared = counts_of(partition(LabelBlocks(), LABELS, 20, 0))
     assert (shared.max(axis=1) == 15).all()
     assert (shared.argmax(axis=1) == np.arange(20) % 10).all()
+
+
+def test_overlapping_label_blocks_by_hand() -> None:
+    counts = counts_of(partition(LabelBlocks(classes_per_client=6), LABELS, 5, 0))
+    expected = np.zeros((5, 10), dtype=int)
+    for client in range(5):
+        expected[client, (2 * client + np.arange(6)) % 10] = 10  # each class has three holders
+    assert (counts == expected).all()
+    apart = counts_of(partition(LabelBlocks(classes_per_client=2), LABELS, 5, 0))
+    assert (apart == counts_of(partition(LabelBlocks(), LABELS, 5, 0))).all()
+    uneven = counts_of(partition(LabelBlocks(classes_per_client=4), LABELS, 3, 0))  # they begin at 0, 3 and 6
+    assert [np.flatnonzero(row).tolist() for row in uneven] == [[0, 1, 2, 3], [3, 4, 5, 6], [6, 7, 8, 9]]
 
 
 def test_domains_stay_apart() -> None:
@@ -146,6 +159,9 @@ def test_partition_from_owners_leaves_out_minus_one() -> None:
         (lambda: DirichletPerClass(alpha=0.0), "alpha"),
         (lambda: QuantitySkew(alpha=-1), "alpha"),
         (lambda: Shards(classes_per_client=0), "classes_per_client"),
+        (lambda: LabelBlocks(classes_per_client=0), "classes_per_client is 0"),
+        (lambda: partition(LabelBlocks(classes_per_client=3), LABELS, 3, 0), r"is 3, but .* must be in 4\.\.10"),
+        (lambda: partition(LabelBlocks(classes_per_client=11), LABELS, 3, 0), r"is 11, but .* must be in 4\.\.10"),
         (lambda: partition(IID(), LABELS[:5], 6, 0), "fewer clients"),
         (lambda: partition(IID(min_samples=31), LABELS, 10, 0), "min_samples"),
         (lambda: partition(DirichletPerClass(alpha=0.01, min_samples=25), LABELS, 10, 0), "min_samples"),
