@@ -51,6 +51,10 @@ TITLES = {
     "update": "Update post-processors",
     "generator": "Generators",
 }
+NOTES = {
+    "model": "\nEvery model takes `start`, a safetensors file to start from, as `model.safetensors` of a run; the head is "
+    "left as drawn where the file has one for other classes.\n"
+}
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
@@ -160,7 +164,7 @@ def components(argument: str | None) -> str:
     """Every registered component with its settings."""
     parts = []
     for kind, entries in REGISTRY.items():
-        parts.append(f"## {TITLES[kind]}\n")
+        parts.append(f"## {TITLES[kind]}\n{NOTES.get(kind, '')}")
         parts += [_component(kind, name) for name in entries]
     return "\n".join(parts)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -13,10 +14,11 @@ from fl_ray.config import Component, TrainingConfig
 from fl_ray.data.datasets import ImageData
 from fl_ray.errors import SettingError
 from fl_ray.randomness import seeded_torch
-from fl_ray.recipes import build
+from fl_ray.recipes import build, start_of
+from fl_ray.start_weights import load_start
 from lightning_modules.classifier import Classifier, OptimizerSettings
 
-__all__ = ["ImageShape", "WeightLayout", "build_module", "initial_weights", "optimizer_settings"]
+__all__ = ["ImageShape", "WeightLayout", "build_module", "initial_module", "initial_weights", "optimizer_settings"]
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,29 @@ class WeightLayout:
         }
 
 
-def initial_weights(model: Component, shape: ImageShape, training: TrainingConfig, seed: int) -> np.ndarray:
-    """The flat weights that every backend and method starts from."""
+def initial_module(
+    model: Component, shape: ImageShape, training: TrainingConfig, notes: dict[str, Any] | None = None
+) -> pl.LightningModule:
+    """A model as it starts: with drawn weights, or those of the file that ``model.start`` names.
+
+    Args:
+        notes: gets the file's hash (``starts_from``).
+
+    Raises:
+        SettingError: see ``load_start``.
+    """
+    module, file = build_module(model, shape, training), start_of(model)
+    if file is not None:
+        found = load_start(module, file, model.name, shape.classes)
+        if notes is not None:
+            notes["starts_from"] = {**notes.get("starts_from", {}), file: found}
+    return module
+
+
+def initial_weights(
+    model: Component, shape: ImageShape, training: TrainingConfig, seed: int, notes: dict[str, Any] | None = None
+) -> np.ndarray:
+    """The flat weights that every backend and method starts from; see ``initial_module``."""
     with seeded_torch(seed, "init"):
-        module = build_module(model, shape, training)
+        module = initial_module(model, shape, training, notes)
     return WeightLayout(module).read().numpy()

@@ -97,7 +97,7 @@ def make_context(
     if given is not data:  # with synthetic images behind the real ones
         real = len(given.images)
         given.images, given.labels = given.source.images, given.source.labels = seen.images[:real], seen.labels[:real]
-    return context, initial_weights(config.model, shape, config.training, config.seed)
+    return context, initial_weights(config.model, shape, config.training, config.seed, context.notes)
 
 
 def resolve_path(context: RunContext, method: Method, weights: np.ndarray) -> str | None:

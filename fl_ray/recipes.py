@@ -25,6 +25,7 @@ __all__ = [
     "make_component",
     "make_config",
     "ray_settings",
+    "start_of",
     "to_dict",
 ]
 
@@ -265,8 +266,19 @@ def make_component(kind: str, values: dict[str, Any]) -> cfg.Component:
     name = values.pop("name", None)
     if not isinstance(name, str):
         raise SettingError(f"{kind}.name is missing.{nearest('', [])}" if name is None else f"{kind}.name: {name!r}")
-    label = _LABELS.get(kind, kind)
-    return cfg.Component(name, _checked(label, resolve_name(kind, name), values, INJECTED[kind]))
+    label, target = _LABELS.get(kind, kind), resolve_name(kind, name)
+    start = values.pop("start", None) if kind == "model" and "start" not in _parameters(target) else None
+    if start is not None and not isinstance(start, str):
+        raise SettingError(f"{label}.start is {start!r}, but it must be a file's name")
+    beside = {} if start is None else {"start": start}
+    return cfg.Component(name, {**_checked(label, target, values, INJECTED[kind]), **beside})
+
+
+def start_of(model: cfg.Component) -> str | None:
+    """The file of weights that a model starts from: ``start``, which every model has; where its own constructor takes
+    something of that name, that is not ours.
+    """
+    return None if "start" in _parameters(resolve_name("model", model.name)) else model.settings.get("start")
 
 
 def build(kind: str, component: cfg.Component, **injected: Any) -> Any:
@@ -278,8 +290,10 @@ def build(kind: str, component: cfg.Component, **injected: Any) -> Any:
     target = resolve_name(kind, component.name)
     known = _parameters(target)
     arguments = {key: value for key, value in injected.items() if key in known}
+    ours = {"start"} - known if kind == "model" else set()
+    settings = {key: value for key, value in component.settings.items() if key not in ours}
     try:
-        return target(**component.settings, **arguments)
+        return target(**settings, **arguments)
     except SettingError:
         raise
     except (ValueError, TypeError) as error:

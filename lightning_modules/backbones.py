@@ -141,7 +141,7 @@ class TorchvisionClassifier(_Wrapped):
     """Any of torchvision's classifiers as it is, for RGB images of the size that it was made for (mostly 224 pixels).
 
     ``network`` is a name of ``torchvision.models.list_models(module=torchvision.models)``, as ``resnet18``; weights
-    come from a file (``method.server.start``), nothing is downloaded.
+    come from a file (``model.start``), nothing is downloaded.
     """
 
     def __init__(self, in_channels: int, image_size: int, num_classes: int, network: str = "resnet18") -> None:

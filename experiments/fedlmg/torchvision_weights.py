@@ -1,4 +1,4 @@
-"""Torchvision's weights, trained on ImageNet, as files that models ``torchvision`` start from; needs the network.
+"""Torchvision's weights, trained on ImageNet, as files for ``start`` of models ``torchvision``; needs the network.
 
     python experiments/fedlmg/torchvision_weights.py resnet18 mobilenet_v2 --output weights
 

@@ -24,7 +24,7 @@ from fl_ray.federated_generator import make_synthesis
 from fl_ray.guides import guide_of
 from fl_ray.methods.base import Method
 from fl_ray.methods.fedlmg import FedLMG
-from fl_ray.model import ImageShape, WeightLayout, build_module
+from fl_ray.model import ImageShape, WeightLayout, build_module, initial_module
 from fl_ray.preparation import check_partition, make_context
 from fl_ray.progress import Progress
 from fl_ray.randomness import key_seed, numpy_generator, seeded_torch
@@ -189,7 +189,7 @@ class _Auditor:
         half = len(order) // 2
         x, y = self._inputs(self.data.public_images), torch.from_numpy(self.data.public_labels)
         with seeded_torch(seed, "audit/shadow", key, number):
-            module = build_module(component, self.shape, training)
+            module = initial_module(component, self.shape, training)
         inside, outside = order[:half], order[half : 2 * half]
         epochs = training.local_epochs * rounds
         train_locally(module, x[inside], y[inside], training, epochs, 1.0, (seed, "audit/shadow", key, number))

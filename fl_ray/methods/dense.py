@@ -23,13 +23,13 @@ from torch.nn import functional
 
 from fl_ray.context import RunContext
 from fl_ray.guides import guide_of
+from fl_ray.head import frozen_but_head
 from fl_ray.methods.base import require_counts
 from fl_ray.methods.one_shot import OneShot
 from fl_ray.methods.server_training import AS_FEDLMG, ServerTraining
 from fl_ray.model import WeightLayout, optimizer_settings
 from fl_ray.randomness import seeded_torch
 from fl_ray.runtime.base import RoundResult
-from fl_ray.runtime.head import frozen_but_head
 from generators.guidance.losses import ClassifierGuide
 
 __all__ = ["Dense", "DenseSettings", "ImageMaker", "distil"]

@@ -14,13 +14,7 @@ from fl_ray.config import RunConfig
 from fl_ray.context import RunContext
 from fl_ray.errors import SettingError, TooFewClientsError
 from fl_ray.methods.base import Method, require_counts
-from fl_ray.methods.server_training import (
-    AS_FEDLMG,
-    ServerTraining,
-    read_start,
-    refuse_headless,
-    refuse_random_features,
-)
+from fl_ray.methods.server_training import AS_FEDLMG, ServerTraining, refuse_headless, refuse_random_features
 from fl_ray.model import ImageShape, build_module, initial_weights
 from fl_ray.recipes import make_component
 from fl_ray.runtime.base import RoundResult
@@ -35,9 +29,8 @@ class OneShot(Method):
 
     Args:
         client_models: a model each (a name, or a mapping with its settings), by client number, begun again where there
-            are more clients; default: all train the recipe's ``model``, which otherwise is the server's alone. With
-            ``start`` a model starts from a file of weights, as the server's does.
-        server: how the server trains, and where it starts from, see ``ServerTraining``.
+            are more clients; default: all train the recipe's ``model``, which otherwise is the server's alone.
+        server: how the server trains, see ``ServerTraining``.
     """
 
     needs = "individual"
@@ -57,15 +50,9 @@ class OneShot(Method):
         for each in chosen:
             if not isinstance(each, dict) or "name" not in each:
                 raise ValueError(f"client_models: {each!r} is neither a model's name nor a mapping with its name")
-        settings = [{key: value for key, value in each.items() if key != "start"} for each in chosen]
-        self.own_models = tuple(make_component("model", each) for each in settings)
-        self._files = [each.get("start") for each in chosen]
-        for file in self._files:
-            if not isinstance(file, str | None):
-                raise ValueError(f"client_models: start is {file!r}, but it must be a file's name")
+        self.own_models = tuple(make_component("model", dict(each)) for each in chosen)
         self.uploads: dict[int, np.ndarray] = {}
         self._samples = 0  # that the server's training had
-        self._server_start: np.ndarray | None = None
 
     def check(self, config: RunConfig, generator: Generator | None) -> None:
         if config.rounds != 1:
@@ -79,29 +66,23 @@ class OneShot(Method):
             raise SettingError("updates: clients with models of their own send them whole; leave updates out")
         if self.own_models and config.runtime.training_path == "batched":
             raise SettingError("runtime.training_path is batched, but models of several kinds are trained one by one")
-        if self.starts_as_drawn:
-            refuse_random_features(self.server.train, self.server.start, "method.server")
+        if self.server.head_only and not self.averages_first:
+            refuse_random_features(config, "method.server.train")
 
     @property
-    def starts_as_drawn(self) -> bool:
-        """Whether, without ``server.start``, the server's model starts from weights that nobody has trained."""
-        return True
+    def averages_first(self) -> bool:
+        """Whether the server starts from the clients' average."""
+        return False
 
     def setup(self, run: RunContext) -> None:
         config, shape = run.config, ImageShape.of(run.data.source)
         for model in self.own_models:
             if hasattr(build_module(model, shape, config.training), "evaluation"):
                 raise SettingError(f"method.client_models: {model.name} is no classifier; take another")
-        self._starts = [
-            initial_weights(model, shape, config.training, config.seed)
-            if file is None
-            else read_start(run, model, file, f"method.client_models.{number}.start")
-            for number, (model, file) in enumerate(zip(self.own_models, self._files, strict=True))
-        ]
+        known = config.training, config.seed, run.notes
+        self._starts = [initial_weights(model, shape, *known) for model in self.own_models]
         if self.server.head_only:
             refuse_headless(run)
-        if self.server.start is not None:
-            self._server_start = read_start(run, config.model, self.server.start, "method.server.start")
 
     def tasks(self, run: RunContext, round_number: int, cohort: np.ndarray) -> list[Task]:
         made = super().tasks(run, round_number, cohort)
@@ -121,7 +102,7 @@ class OneShot(Method):
         self.uploads = dict(sorted(result.weights.items()))
         if not self.uploads:
             raise TooFewClientsError("no client's classifier came in, so the server has nothing to learn from")
-        return self.learn(run, weights if self._server_start is None else self._server_start, result)
+        return self.learn(run, weights, result)
 
     @abstractmethod
     def learn(self, run: RunContext, weights: np.ndarray, result: RoundResult) -> np.ndarray:
@@ -188,8 +169,7 @@ class Ensemble(OneShot):
 class FedDF(OneShot):
     """FedDF (arXiv 2006.07242), once: the server's model is distilled from the mean of the clients' logits.
 
-    Where all clients have the server's architecture it starts from their average, as in the paper; otherwise, and where
-    ``server.start`` is given, as the other methods.
+    Where all clients have the server's architecture it starts from their average, as in the paper; otherwise afresh.
 
     Args:
         distil_on: ``public`` images (their labels are not used), or ``synthetic`` ones of the recipe's generator.
@@ -226,9 +206,8 @@ class FedDF(OneShot):
         logits = np.mean(list(given.values()), axis=0)
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
         targets = (odds / odds.sum(axis=1, keepdims=True)).astype(np.float32)
-        averaged = self.server.start is None and not self.own_models
-        return self.train(run, result.average() if averaged else weights, images, targets)
+        return self.train(run, result.average() if self.averages_first else weights, images, targets)
 
     @property
-    def starts_as_drawn(self) -> bool:
-        return bool(self.own_models)
+    def averages_first(self) -> bool:
+        return not self.own_models

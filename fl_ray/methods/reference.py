@@ -13,7 +13,7 @@ from fl_ray.config import RunConfig
 from fl_ray.context import RunContext
 from fl_ray.errors import SettingError
 from fl_ray.methods.base import Method, require_counts
-from fl_ray.methods.server_training import Trained, read_start, refuse_headless, refuse_random_features
+from fl_ray.methods.server_training import Trained, refuse_headless, refuse_random_features
 from fl_ray.runtime.base import Pending, RoundResult
 from fl_ray.runtime.tasks import Evaluation, Task
 from generators.base import Generator
@@ -68,16 +68,16 @@ class ServerOnly(Method):
     Args:
         server_epochs: epochs a round; default: training.local_epochs. Methods differ in how many images a round holds:
             the column "samples trained" of a comparison says whether rows had equal work.
-        train, start: what of the model is trained, and the file that it starts from, as of a one-shot method's server,
-            see ``fl_ray.methods.server_training``.
+        train: the ``full`` model, or its ``head`` alone, the last linear layer; the rest stays as it starts
+            (``model.start``).
     """
 
     trains_clients = False
     exchanges_weights = False
 
-    def __init__(self, server_epochs: int | None = None, train: Trained = "full", start: str | None = None) -> None:
+    def __init__(self, server_epochs: int | None = None, train: Trained = "full") -> None:
         require_counts(server_epochs=server_epochs)
-        self.server_epochs, self.trained_part, self.start_file = server_epochs, train, start
+        self.server_epochs, self.head_only = server_epochs, train == "head"
         self._pending: Pending | None = None
         self._loss = float("nan")
 
@@ -86,22 +86,18 @@ class ServerOnly(Method):
         """The images and labels that it may use."""
 
     def check(self, config: RunConfig, generator: Generator | None) -> None:
-        refuse_random_features(self.trained_part, self.start_file, "method")
+        if self.head_only:
+            refuse_random_features(config, "method.train")
 
     def setup(self, run: RunContext) -> None:
-        if self.trained_part == "head":
+        if self.head_only:
             refuse_headless(run)
         images, labels = self.own_images(run)
         self._count = len(labels)
         self._images = run.runtime.put(images, labels)
 
-    def start(self, run: RunContext, weights: np.ndarray) -> np.ndarray:
-        return (
-            weights if self.start_file is None else read_start(run, run.config.model, self.start_file, "method.start")
-        )
-
     def before_training(self, run: RunContext, round_number: int, weights: np.ndarray, cohort: np.ndarray) -> None:
-        how = round_number, self.epochs_on_server(run), None, self.trained_part == "head"
+        how = round_number, self.epochs_on_server(run), None, self.head_only
         self._pending = run.runtime.train_on_server(self._images, weights, *how)
 
     def after_training(self, run: RunContext) -> None:
@@ -142,19 +138,13 @@ class PromptsOnly(ServerOnly):
 
     Args:
         images_per_class: in all; FedLMG has so many for each client.
-        server_epochs, train, start: see ``ServerOnly``.
+        server_epochs, train: see ``ServerOnly``.
     """
 
     uses_generator = True
 
-    def __init__(
-        self,
-        images_per_class: int = 180,
-        server_epochs: int | None = None,
-        train: Trained = "full",
-        start: str | None = None,
-    ) -> None:
-        super().__init__(server_epochs, train, start)
+    def __init__(self, images_per_class: int = 180, server_epochs: int | None = None, train: Trained = "full") -> None:
+        super().__init__(server_epochs, train)
         require_counts(images_per_class=images_per_class)
         self.images_per_class = images_per_class
 

@@ -18,12 +18,12 @@ import torch
 from fl_ray.aggregation import ExactSum
 from fl_ray.config import TrainingConfig
 from fl_ray.errors import FlRayError
+from fl_ray.head import frozen_but_head
 from fl_ray.model import optimizer_settings
 from fl_ray.randomness import numpy_generator
 from fl_ray.runtime import memory
 from fl_ray.runtime.base import ServerWork, sum_evaluations
 from fl_ray.runtime.batched import BatchedClients, BatchedTraining
-from fl_ray.runtime.head import frozen_but_head
 from fl_ray.runtime.host_tests import HostTests
 from fl_ray.runtime.local_training import Correction, Key, has_batch_norm, lr_factor, train_locally
 from fl_ray.runtime.tasks import (

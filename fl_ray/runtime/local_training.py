@@ -81,7 +81,7 @@ def train_locally(
         epochs: passes over the data, each in a new order.
         factor: the optimiser's step is multiplied by it.
         after_epoch: called after each; the next epoch goes on in the mode in which it leaves the module.
-        head: the part of the module that is trained, where the rest is frozen (``fl_ray.runtime.head``): that stays in
+        head: the part of the module that is trained, where the rest is frozen (``fl_ray.head``): that stays in
             evaluation mode.
     """
     module.train(head is None)

@@ -1,4 +1,4 @@
-"""How a server trains: its head alone or all of its model, from a file or as drawn."""
+"""How a server trains: all of its model or its head alone; and models that start from files of weights."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch import nn
 from fl_ray.config import Component, RayConfig, RuntimeConfig, TrainingConfig
 from fl_ray.errors import SettingError
 from fl_ray.experiment import Experiment
+from fl_ray.head import frozen_but_head, head_name
 from fl_ray.model import ImageShape, build_module
-from fl_ray.runtime.head import frozen_but_head, head_name
+from fl_ray.recipes import apply_overrides, make_config, to_dict
 from fl_ray.runtime.ray_backend import RayRuntime
 from tests.fl_ray.test_one_shot import COMMON, GUIDED
 
 Run = Callable[..., tuple[Experiment, dict[str, Any]]]
 MODEL = Component("small_cnn", {"width": 3, "hidden": 12, "dropout": 0.3, "batch_norm": True})
 HEAD = "network.12."
-SHAPE = ImageShape(1, 8, 10, (0.5,), (0.5,))
 SERVER = {"model": {"name": MODEL.name, **MODEL.settings}, "method__server__epochs": 3, "method__server__lr": 0.1}
 FEDDF = {**COMMON, **SERVER, "method__name": "feddf", "method__server__batch_size": 32}
 METHODS = {
@@ -74,28 +74,26 @@ def assert_only_the_head_moved(experiment: Experiment, start: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_head_moves_and_nothing_else(run_small: Run, start: str, method: str) -> None:
-    head = {"method__server__train": "head", "method__server__start": start}
-    experiment, summary = run_small(**METHODS[method], **head)
+    experiment, summary = run_small(**METHODS[method], model__start=start, method__server__train="head")
     assert_only_the_head_moved(experiment, start)
-    assert summary["starts_from"]["method.server.start"]["head"] == "of the file"
-    assert len(summary["starts_from"]["method.server.start"]["sha256"]) == 64
-    whole, _ = run_small(**METHODS[method], method__server__start=start)
+    assert summary["starts_from"][start]["head"] == "of the file"
+    assert len(summary["starts_from"][start]["sha256"]) == 64
+    whole, _ = run_small(**METHODS[method], model__start=start)
     before, after = load_file(start), result(whole)
     assert all(not torch.equal(before[name], after[name]) for name in before)
 
 
 @pytest.mark.parametrize("method", SERVERS)
 def test_the_head_of_the_reference_rows(run_small: Run, start: str, method: str) -> None:
-    experiment, summary = run_small(**SERVERS[method], method__start=start)
+    experiment, _ = run_small(**SERVERS[method], model__start=start)
     assert_only_the_head_moved(experiment, start)
-    assert list(summary["starts_from"]) == ["method.start"]
 
 
 def test_the_same_on_ray(ray_session: None, run_small: Run, start: str) -> None:
-    head = {"method__server__train": "head", "method__server__start": start}
-    own, expected = run_small(**FEDDF, **head)
+    settings = {**FEDDF, "model__start": start, "method__server__train": "head"}
+    own, expected = run_small(**settings)
     with RayRuntime(RuntimeConfig(actors="pooled", num_actors=1), RayConfig()) as runtime:
-        found, summary = run_small(runtime, **FEDDF, **head, runtime__backend="ray")
+        found, summary = run_small(runtime, **settings, runtime__backend="ray")
     mine, other = result(own), result(found)
     assert all(torch.equal(mine[name], other[name]) for name in other)
     assert summary["final_accuracy"] == expected["final_accuracy"]
@@ -123,7 +121,7 @@ def test_a_linear_probe_is_logistic_regression_on_the_encoders_features(run_smal
     from fl_ray.runtime.local_training import batches_of
 
     settings = {**SERVERS["public_only"], "rounds": 1, "training__local_epochs": 3, "training__momentum": 0.5}
-    experiment, _ = run_small(**settings, method__start=start)
+    experiment, _ = run_small(**settings, model__start=start)
     data = prepare(experiment.config.data, experiment.config.seed)
     made, training = module().eval(), experiment.config.training
     x = ImageShape.of(data.source).normalise(data.public_images, torch.device("cpu"))
@@ -141,14 +139,14 @@ def test_a_linear_probe_is_logistic_regression_on_the_encoders_features(run_smal
 
 def test_a_head_for_other_classes_is_left_as_drawn(run_small: Run, start: str) -> None:
     save_file(module(classes=7).state_dict(), start)
-    head = {"method__server__train": "head", "method__server__start": start}
-    experiment, summary = run_small(**FEDDF, **head)
+    settings = {**FEDDF, "model__start": start, "method__server__train": "head"}
+    experiment, summary = run_small(**settings)
     before, after = load_file(start), result(experiment)
-    assert summary["starts_from"]["method.server.start"]["head"] == "as drawn"
+    assert summary["starts_from"][start]["head"] == "as drawn"
     assert all(torch.equal(before[name], after[name]) for name in before if not name.startswith(HEAD))
     without = {name: tensor for name, tensor in before.items() if not name.startswith(HEAD)}
     save_file(without, start)
-    again, _ = run_small(**FEDDF, **head)
+    again, _ = run_small(**settings)
     assert all(torch.equal(after[name], tensor) for name, tensor in result(again).items())
 
 
@@ -164,16 +162,37 @@ def test_feddf_may_probe_the_clients_average(run_small: Run) -> None:
         assert ((low <= result(experiment)[name]) & (result(experiment)[name] <= high)).all()
 
 
-def test_clients_start_from_files_too(run_small: Run, start: str) -> None:
+NOT_MOVING = {"training__lr": 1e-12, "training__local_epochs": 1}
+
+
+def test_clients_models_start_from_files_too(run_small: Run, start: str) -> None:
     """With a step so small that nothing moves, what a client sends is what it started from."""
     own = {"name": MODEL.name, **MODEL.settings}
-    settings = {**COMMON, "method__name": "ensemble", "training__lr": 1e-12, "training__local_epochs": 1}
-    experiment, summary = run_small(**{**settings, "method__client_models": [{**own, "start": start}, own]})
-    assert list(summary["starts_from"]) == ["method.client_models.0.start"]
+    settings = {**COMMON, **NOT_MOVING, "method__name": "ensemble"}
+    settings["method__client_models"] = [{**own, "start": start}, own]
+    experiment, summary = run_small(**settings)
+    assert list(summary["starts_from"]) == [start]
     before = load_file(start)
     sent = [load_file(path) for path in sorted((experiment.folder / "uploads").iterdir())]
     same = [torch.allclose(before["network.0.weight"], each["network.0.weight"]) for each in sent]
     assert same == [True, False, True]
+
+
+def test_every_method_s_model_may_start_from_a_file(run_small: Run, start: str) -> None:
+    experiment, _ = run_small(**NOT_MOVING, model={**SERVER["model"], "start": start}, rounds=1)
+    before, after = load_file(start), result(experiment)
+    assert all(
+        torch.allclose(before[name], after[name]) for name in before if "running" not in name and "num" not in name
+    )
+
+
+def test_the_file_goes_with_its_model() -> None:
+    recipe = {"model": {**SERVER["model"], "start": "some.safetensors"}}
+    config = make_config(recipe)
+    assert config.model.settings["start"] == "some.safetensors"
+    assert make_config(to_dict(config)) == config
+    assert "start" not in make_config(apply_overrides(recipe, {"model.name": "mlp"})).model.settings
+    assert "start" not in make_config(apply_overrides(recipe, {"model.start": None})).model.settings
 
 
 @pytest.mark.parametrize(
@@ -198,29 +217,24 @@ def test_the_head_is_the_layer_that_gives_the_logits(model: Component) -> None:
     assert torch.equal(made(torch.rand(2, 3, 32, 32)), out[0])
 
 
-def test_bad_starts(run_small: Run, start: str, tmp_path: Path) -> None:
-    def refused(changes: dict[str, Any], message: str) -> None:
+def test_bad_settings(run_small: Run, start: str, tmp_path: Path) -> None:
+    def refused(message: str, **changes: Any) -> None:
         with pytest.raises(SettingError, match=message):
             run_small(**{**FEDDF, **changes})
 
-    refused({"method__server__train": "head"}, r"server\.train is head, but method\.server\.start names no file")
-    refused({"method__server__train": "tail"}, r"method\.server\.train is tail\. Known: full, head")
-    refused({"method__server__start": "nowhere"}, r"method\.server\.start is nowhere, but there is no such file")
+    head = {"method__server__train": "head"}
+    refused(r"method\.server\.train is head, but model\.start names no file", **head)
+    refused(r"method\.server\.train is tail\. Known: full, head", method__server__train="tail")
+    refused(r"model\.start is 3, but it must be a file's name", model__start=3)
+    refused("model small_cnn: start is nowhere, but there is no such file", model__start="nowhere")
     (tmp_path / "text").write_text("no weights")
-    refused({"method__server__start": str(tmp_path / "text")}, "which is no safetensors file")
-    refused(
-        {"method__server__start": start, "model": {"name": "mlp"}},
-        r"are not those of model mlp \(the model lacks network\.0\.weight, .* and 11 more\)",
-    )
-    refused(
-        {"method__server__start": start, "model__batch_norm": False},
-        r"\(it lacks network\.0\.bias, network\.3\.bias, .*; the model lacks network\.1\.",
-    )
-    refused(
-        {"method__server__start": start, "model__width": 4},
-        r"network\.0\.weight has the shape \[3, 1, 3, 3\], but that of model small_cnn has \[4, 1, 3, 3\]",
-    )
-    other = {"model": {"name": "tests.fl_ray.own:Headless"}, "method__server__train": "head"}
-    refused({**other, "method__server__start": start}, "the model's last linear layer does not give the 10 classes")
-    with pytest.raises(SettingError, match=r"method\.train is head, but method\.start names no file"):
+    refused("which is no safetensors file", model__start=str(tmp_path / "text"))
+    mlp = {"name": "mlp", "start": start}
+    refused(r"those of the model \(the model lacks network\.0\.weight, .* and 11 more\)", model=mlp)
+    without = r"\(it lacks network\.0\.bias, network\.3\.bias, .*; the model lacks network\.1\."
+    refused(without, model__start=start, model__batch_norm=False)
+    wider = r"network\.0\.weight has the shape \[3, 1, 3, 3\], but the model's has \[4, 1, 3, 3\]"
+    refused(wider, model__start=start, model__width=4)
+    refused("last linear layer does not give the 10 classes", **head, model={"name": "tests.fl_ray.own:Headless"})
+    with pytest.raises(SettingError, match=r"method\.train is head, but model\.start names no file"):
         run_small(**SERVERS["public_only"])
