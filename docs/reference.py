@@ -52,8 +52,8 @@ TITLES = {
     "generator": "Generators",
 }
 NOTES = {
-    "model": "\nEvery model takes `start`, a safetensors file to start from, as `model.safetensors` of a run; the head is "
-    "left as drawn where the file has one for other classes.\n"
+    "model": "\nEvery model takes `start`, a safetensors file to start from, as `model.safetensors` of a run; the head "
+    "is left as drawn where the file has one for other classes.\n"
 }
 
 

@@ -43,8 +43,8 @@ class OneShot(Method):
         client_models: list[Any] | None = None,
         server: ServerTraining = AS_FEDLMG,
     ) -> None:
-        # A recipe's settings come as mappings; jsonargparse has checked the keys.
-        self.server = ServerTraining(**server) if isinstance(server, dict) else server
+        # A recipe's settings come as mappings; jsonargparse has checked the keys. Older runs have null.
+        self.server = ServerTraining(**server) if isinstance(server, dict) else server or AS_FEDLMG
         self.server_epochs = self.server.epochs
         chosen = [{"name": each} if isinstance(each, str) else each for each in client_models or []]
         for each in chosen:
