@@ -17,7 +17,7 @@ from fl_ray.data.parts import FederatedData, digest
 from fl_ray.devices.cost import Ledger
 from fl_ray.methods.base import Method
 from fl_ray.model import ImageShape, WeightLayout, build_module
-from fl_ray.model_store.start import open_store
+from fl_ray.model_store.start import open_store, reach_store
 from fl_ray.preparation import make_context, restore
 from fl_ray.progress import Progress
 from fl_ray.recipes import build, to_dict
@@ -46,7 +46,12 @@ def make_synthesis(
 
 
 def recipe_synthesis(config: RunConfig, data: FederatedData, runtime: Runtime, progress: Progress) -> Synthesis:
-    """Images of the recipe's generator, whatever its method; nothing is trained yet."""
+    """Images of the recipe's generator, whatever its method; nothing is trained yet.
+
+    Raises:
+        OutputError: the model store does not answer, or can't be written.
+    """
+    reach_store(config)
     spec = build("generator", Component(config.generator.name, config.generator.settings)).federated()
     clients = ClientsTrainGenerator(config, spec, data, runtime, progress) if spec is not None else None
     on_ray = config.runtime.backend == "ray"

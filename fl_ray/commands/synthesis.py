@@ -70,10 +70,8 @@ def _config(path: str, overrides: dict[str, Any]) -> RunConfig:
 def _opened(config: RunConfig, progress: Progress) -> Iterator[Synthesis]:
     from fl_ray.data.parts import prepare
     from fl_ray.federated_generator import recipe_synthesis
-    from fl_ray.model_store.start import reach_store
     from fl_ray.runtime.start import open_runtime
 
-    reach_store(config)
     data = prepare(config.data, config.seed)
     with open_runtime(config, progress, ahead=False) as runtime:
         synthesis = recipe_synthesis(config, data, runtime, progress)
