@@ -47,7 +47,7 @@ def importance_figure(importances: Mapping[str, Mapping[str, float]]) -> Figure:
     axis.invert_yaxis()
     axis.set_xlabel("share of the variance (fANOVA)")
     if len(importances) > 1:
-        axis.legend(frameon=False)
+        figure.legend(frameon=False, loc="outside upper center", ncols=len(importances))
     return figure
 
 
@@ -100,14 +100,14 @@ def _scale(values: Sequence[Any], logarithmic: bool) -> tuple[np.ndarray, list[t
 
 
 def front_figure(metrics: Mapping[int, Mapping[str, float]], fronts: Mapping[str, Sequence[int]]) -> Figure:
-    """Final accuracy against energy and virtual time of trials; the Pareto fronts are joined and numbered.
+    """Final accuracy of trials against what it costs; the Pareto fronts are joined and numbered.
 
     Args:
         metrics: of each trial, by its number.
-        fronts: by ``energy_j`` and ``virtual_time_s``, the numbers of the trials on the front.
+        fronts: by metric that is to be low (those of COSTS, say), the numbers of the trials on the front.
     """
-    figure, axes = new_figure(10, 3.6, 2)
-    for axis, (name, label) in zip(axes, COSTS.items(), strict=True):
+    figure, axes = new_figure(5 * len(fronts), 3.6, len(fronts))
+    for axis, name in zip(axes, fronts, strict=True):
         axis.plot(
             [each[name] for each in metrics.values()],
             [each["final_accuracy"] for each in metrics.values()],
@@ -119,6 +119,6 @@ def front_figure(metrics: Mapping[int, Mapping[str, float]], fronts: Mapping[str
         axis.step(*zip(*(at[:2] for at in front), strict=True), where="post", color="C3", marker="o", markersize=5)
         for *at, number in front:
             axis.annotate(str(number), at, xytext=(3, 4), textcoords="offset points")
-        axis.set_xlabel(label)
+        axis.set_xlabel(COSTS.get(name, name))
     axes[0].set_ylabel("final accuracy")
     return figure

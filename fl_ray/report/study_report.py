@@ -13,7 +13,7 @@ from fl_ray.report.figures import save_svg
 from fl_ray.report.study_figures import COSTS, front_figure, history_figure, importance_figure, parallel_figure
 from fl_ray.studies.run_study import journal_of, study_wall_s
 from fl_ray.studies.settings import Study
-from fl_ray.studies.trials import Trial, all_trials, best_trials, finished_trials, shown
+from fl_ray.studies.trials import Trial, all_trials, best_trials, finished_trials, shown, twin_of
 from fl_ray.summary import mean_std
 
 __all__ = ["study_report"]
@@ -37,6 +37,7 @@ def study_report(study: Study, output: Path) -> Table:
         sign = 1 if study.mode[0] == "min" else -1
         finished = finished_trials(study.metric, trials)
         ranked = sorted(finished, key=lambda trial: sign * trial.metrics[study.metric[0]])
+    ranked = [trial for place, trial in enumerate(ranked) if twin_of(trial, ranked[:place]) is None]
     table = _table(study, ranked[:_SHOWN])
     (output / "study.md").write_text(markdown_table(*table), encoding="utf-8")
     title = "The Pareto front" if len(study.metric) > 1 else "The best trials"
@@ -110,9 +111,11 @@ def _figures(study: Study, trials: list[Trial], output: Path) -> list[str]:
             found = [trial.metrics[name] for trial in finished]
             drawn = save_svg(output, f"parallel_{name}", parallel_figure(params, logarithmic, found, name))
             sections.append(html.section(f"Settings and {name}", html.figure(drawn, "A line is a finished trial.")))
-    priced = finished_trials(("final_accuracy", *COSTS), trials)
+    searched = [name for name, mode in zip(study.metric, study.mode, strict=True) if mode == "min"]
+    costs = dict.fromkeys([*searched, *COSTS])
+    priced = finished_trials(("final_accuracy", *costs), trials)
     if priced:
-        fronts = {cost: best_trials(("max", "min"), ("final_accuracy", cost), priced) for cost in COSTS}
+        fronts = {cost: best_trials(("max", "min"), ("final_accuracy", cost), priced) for cost in costs}
         numbers = {cost: [trial.number for trial in front] for cost, front in fronts.items()}
         drawn = save_svg(output, "front", front_figure({trial.number: trial.metrics for trial in priced}, numbers))
         caption = "Finished trials; numbered: those that no other one beats in both (the Pareto front)."

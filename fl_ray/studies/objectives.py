@@ -17,7 +17,7 @@ from fl_ray.runtime.start import OpenRuntimes
 from fl_ray.studies.metrics import mean_metrics, measure
 from fl_ray.studies.settings import Study
 from fl_ray.studies.tracking import PARENT, TrialRun
-from fl_ray.studies.trials import Trial, trial_folder
+from fl_ray.studies.trials import Trial, all_trials, trial_folder, twin_of
 from tuning.search import STEP
 from tuning.tune_study import Steps
 
@@ -75,8 +75,10 @@ class RunObjective:
         from fl_ray.experiment import Experiment
 
         folder = trial_folder(self.output, trial.number) / f"seed{config.seed}"
-        if RunFolder(folder).finished():
-            yield RunFolder(folder).history()
+        twin = twin_of(trial, all_trials(self.output))
+        done = folder if twin is None else trial_folder(self.output, twin.number) / folder.name
+        if RunFolder(done).finished():
+            yield RunFolder(done).history()
             return
         tags = {"study": self.study.name, "trial": str(trial.number)}
         if trial.mlflow_run is not None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from fl_ray.run_folder import write_json
 
-__all__ = ["Trial", "all_trials", "best_trials", "finished_trials", "shown", "trial_folder"]
+__all__ = ["Trial", "all_trials", "best_trials", "finished_trials", "shown", "trial_folder", "twin_of"]
 
 State = Literal["running", "finished", "pruned", "failed"]
 _FILE = "trial.json"
@@ -59,6 +59,12 @@ def all_trials(study: Path) -> list[Trial]:
     """Every trial that has begun, by number."""
     numbers = sorted(int(path.parent.name) for path in (study / "trials").glob(f"*/{_FILE}"))
     return [trial for number in numbers if (trial := Trial.read(study, number)) is not None]
+
+
+def twin_of(trial: Trial, trials: Sequence[Trial]) -> Trial | None:
+    """The first finished trial of the same settings: samplers propose some again, to the same result."""
+    same = (other for other in trials if other.number != trial.number and other.params == trial.params)
+    return next((other for other in same if other.state == "finished"), None)
 
 
 def finished_trials(metrics: Sequence[str], trials: Sequence[Trial]) -> list[Trial]:

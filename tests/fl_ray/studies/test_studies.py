@@ -21,9 +21,11 @@ from fl_ray.config import TrackingConfig
 from fl_ray.errors import PlacementError
 from fl_ray.experiment import Experiment
 from fl_ray.progress import Progress
+from fl_ray.report.study_report import study_report
 from fl_ray.run_folder import RunFolder
 from fl_ray.runtime.start import open_runtime
 from fl_ray.studies.metrics import measure
+from fl_ray.studies.objectives import RunObjective
 from fl_ray.studies.run_study import begin_study, journal_of, run_study
 from fl_ray.studies.settings import Study, load_study
 from fl_ray.studies.trials import Trial, all_trials, best_trials
@@ -106,6 +108,21 @@ def test_pruned_trials_leave_no_actor_and_no_run_that_runs(ray_session: None, tm
         assert time.monotonic() < give_up, (actors(), groups())
         time.sleep(0.2)
     assert ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"]
+
+
+def test_settings_that_are_proposed_again_are_not_run_again(tmp_path: Path) -> None:
+    study, output = begun(tmp_path, seeds=[0, 1])
+    objective, params = RunObjective(study, output, None), {"training.lr": 0.1, "training.local_epochs": 1}
+    for number, chosen in enumerate((params, params, params | {"training.lr": 0.2})):
+        for _ in objective.begin(number, chosen):
+            pass
+    objective.close()
+    first, again, other = all_trials(output)
+    assert again.metrics == first.metrics != other.metrics
+    assert [(output / "trials" / f"{number:04d}" / "seed1").exists() for number in range(3)] == [True, False, True]
+    study_report(study, output)
+    ranked = (output / "study.md").read_text(encoding="utf-8").splitlines()[2:]
+    assert sorted(line.split("|")[1].strip() for line in ranked) == ["0", "2"]
 
 
 def test_a_failed_trial_is_recorded_and_the_study_goes_on(ray_session: None, tmp_path: Path) -> None:
