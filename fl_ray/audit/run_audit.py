@@ -47,7 +47,7 @@ class ModelAudit:
         name: ``client 3``, or the final model.
         attacks: by ``loss threshold`` and ``shadow models``; a reason where an attack could not be made.
         inverted, guided: nearest neighbours of images drawn out of it; None where there are none.
-        recognised: share of the inverted images that the other clients' classifiers take for their class.
+        recognised: share of the inverted images that the other clients' classifiers that know their class take for it.
     """
 
     name: str
@@ -209,12 +209,15 @@ class _Auditor:
         labels = np.repeat(known, per_class)
         guide = guide_of(uploads[client], self.shape, 1.0, "batch")
         images = invert(guide, labels, steps, key_seed(self.config.seed, "audit/inversion", client))
-        right = []
+        right: list[np.ndarray] = []
         for other, module in uploads.items():
-            if other != client:
+            knows = data.counts(np.array([other]))[0, labels] > 0
+            if other != client and knows.any():
                 with torch.no_grad():
-                    right.append((module(self._inputs(images)).argmax(dim=1).numpy() == labels).mean())
-        return self._near(images, rows, tests, client), float(np.mean(right)) if right else None
+                    taken = module(self._inputs(images[knows])).argmax(dim=1).numpy()
+                right.append(taken == labels[knows])
+        recognised = float(np.concatenate(right).mean()) if right else None
+        return self._near(images, rows, tests, client), recognised
 
     def _near(self, images: np.ndarray, rows: np.ndarray, tests: np.ndarray, key: int) -> Memorisation | None:
         rows, tests = self._pairs(rows, tests, key)

@@ -25,10 +25,10 @@ from fl_ray.methods.acceptance import accepted
 from fl_ray.methods.base import require_counts
 from fl_ray.methods.one_shot import OneShot
 from fl_ray.methods.server_training import AS_FEDLMG, ServerTraining
-from fl_ray.model import ImageShape
+from fl_ray.model import ImageShape, build_module
 from fl_ray.runtime.base import RoundResult
 from generators.base import Generator
-from generators.guidance.losses import Statistics
+from generators.guidance.losses import Statistics, batch_norms
 from generators.guidance.sampling import GuidanceSettings
 
 __all__ = ["FedLMG", "teachers"]
@@ -120,9 +120,22 @@ class FedLMG(OneShot):
         except ValueError as error:
             raise SettingError(f"generator {config.generator.name}: {error}") from error
 
+    def setup(self, run: RunContext) -> None:
+        super().setup(run)
+        shape, training = ImageShape.of(run.data.source), run.config.training
+        models = self.own_models or (run.config.model,)
+        plain = [model.name for model in models if not batch_norms(build_module(model, shape, training))]
+        if plain and self.norm_weight:
+            names = ", ".join(dict.fromkeys(plain))
+            run.progress.message(f"without batch norm, and so guiding by cross-entropy alone: {names}")
+
     def learn(self, run: RunContext, weights: np.ndarray, result: RoundResult) -> np.ndarray:
         clients, classes = list(self.uploads), run.data.num_classes
         known = run.data.counts(np.array(clients)) > 0
+        nobody = [run.data.source.classes[label] for label in np.flatnonzero(~known.any(axis=0))]
+        if nobody:  # whoever has them was left out of the round
+            run.notes["classes_of_nobody"] = nobody
+            run.progress.message(f"no classifier that came in knows {', '.join(nobody)}: there will be no images of it")
         images, labels, guided_by = self.synthesise(run, clients)
         given = run.runtime.predict(self.uploads, run.runtime.put(images, labels))
         logs = np.stack([given[client] for client in clients])

@@ -109,10 +109,11 @@ class _GuidedSampler(Sampler):
             sampler = GuidedSampler(self.model, guide, replace(settings, eta=scale * settings.eta))
             found = sampler(noise, labels, torch.Generator().manual_seed(block_seed(block)))
             made = torch.where(missing[:, None, None, None], found, made) if scale < 1 else found
-            if scale == 1 and sampler.losses:
+            ends = sampler.losses[:1] + sampler.losses[-1:]
+            if scale == 1 and ends and np.isfinite(ends).all():
                 self._counts["blocks"] += 1
-                self._counts["loss_first"] += sampler.losses[0]
-                self._counts["loss_last"] += sampler.losses[-1]
+                self._counts["loss_first"] += ends[0]
+                self._counts["loss_last"] += ends[1]
             missing = missing & (sampler.broken | ~found.isfinite().flatten(1).all(dim=1))
             if not missing.any():
                 break

@@ -1,7 +1,9 @@
 """Guided diffusion sampling: noise editing, then denoising with the guide's gradient (FedLMG, arXiv 2311.08870).
 
 At a step t the guide sees the clean estimate s0 = (s - sqrt(1 - a) eps) / sqrt(a), a = alpha-bar_t, in closed form and
-with its gradient: ``scheduler.step`` would draw noise, and an estimate under ``no_grad`` would cut the gradient.
+with its gradient: ``scheduler.step`` would draw noise, and an estimate under ``no_grad`` would cut the gradient. Unlike
+in the authors' released code the image that it sees is not clamped to [0, 1]: early estimates lie far outside, where a
+clamp would leave no gradient.
 """
 
 from __future__ import annotations
@@ -81,7 +83,7 @@ class GuidedSampler:
     nothing is to be guided or edited there. Such steps are taken as they are, and the noise is edited at the next one.
 
     Attributes:
-        losses: the guide's mean loss at each step of the last call, edits first.
+        losses: the guide's mean loss at each step of the last call, edits first; of images where it is finite.
         broken: bool [N], images of the last call whose gradient was not finite at some step; that step was left out for
             them.
     """
@@ -154,7 +156,8 @@ class GuidedSampler:
             # Classes alone guide where there are no norms, whatever was asked.
             chosen = whole if with_classes or not self.guide.has_norms else norms
             (gradient,) = torch.autograd.grad(chosen.sum(), s)
-        self.losses.append(float(whole.detach().mean()))
+        told = whole.detach()
+        self.losses.append(float(told[told.isfinite()].mean()))
         return gradient, clean.detach()
 
     def _alpha_bar(self, t: Tensor) -> Tensor:
@@ -169,9 +172,10 @@ class GuidedSampler:
 
     def _noised(self, s: Tensor, number: int, generator: torch.Generator) -> Tensor:
         """From the step before back to step ``number``: s = sqrt(r) s + sqrt(1 - r) z, r = a_t / a_(t-1)."""
-        steps = self.model.scheduler.timesteps
-        here = self._alpha_bar(steps[number])
-        before = self._alpha_bar(steps[number + 1]) if number + 1 < len(steps) else torch.ones_like(here)
+        scheduler = self.model.scheduler
+        steps, here = scheduler.timesteps, self._alpha_bar(scheduler.timesteps[number])
+        last = getattr(scheduler, "final_alpha_cumprod", torch.ones(())).to(here)  # DDIM may end above no noise
+        before = self._alpha_bar(steps[number + 1]) if number + 1 < len(steps) else last
         ratio = here / before
         drawn = torch.randn(s.shape, generator=generator, dtype=s.dtype).to(s.device)
         return ratio.sqrt() * s + (1 - ratio).sqrt() * drawn

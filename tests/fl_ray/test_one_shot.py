@@ -16,8 +16,9 @@ from fl_ray.config import RunConfig, TrainingConfig
 from fl_ray.data.parts import prepare
 from fl_ray.errors import SettingError
 from fl_ray.experiment import Experiment
-from fl_ray.methods.fedlmg import teachers
+from fl_ray.methods.fedlmg import FedLMG, teachers
 from fl_ray.model import ImageShape, WeightLayout, build_module, initial_weights
+from fl_ray.progress import Progress
 from fl_ray.recipes import make_component
 from fl_ray.replay import replay
 from fl_ray.runtime.base import Phases
@@ -158,6 +159,62 @@ def test_fedlmg_guides_and_a_second_aggregation_finds_the_images_in_the_cache(ru
 def test_a_client_guides_the_classes_that_it_has(run_small: Run) -> None:
     _, summary = run_small(**GUIDED, data__partition__name="label_blocks")
     assert summary["synthetic_images"] == [3] * 10  # each class is one client's
+
+
+def test_no_teacher_speaks_of_classes_that_it_has_not_seen(run_small: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Overlapping label spaces: of a client's image its teacher names the client's classes, all teachers name all."""
+    seen: list[np.ndarray] = []
+    train = FedLMG.train
+
+    def watched(self: FedLMG, run: Any, weights: np.ndarray, images: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        seen.append(targets)
+        return train(self, run, weights, images, targets)
+
+    monkeypatch.setattr(FedLMG, "train", watched)
+    overlap = {"data__partition": {"name": "label_blocks", "classes_per_client": 5}}
+    known = np.array([(np.arange(10) - first) % 10 < 5 for first in (0, 3, 6)])
+    labels = np.concatenate([np.repeat(np.flatnonzero(row), 3) for row in known])
+    guided_by = np.repeat(np.arange(3), 15)
+    for aggregation in ("specific_teacher", "multi_teacher", "fine_tune"):
+        _, summary = run_small(**GUIDED, **overlap, method__aggregation=aggregation)
+        assert summary["synthetic_images"] == (3 * known.sum(axis=0)).tolist()
+    specific, multi, alone = (targets - np.eye(10)[labels] for targets in seen)
+    assert (specific[~known[guided_by]] == 0).all()
+    assert (specific[known[guided_by]] > 0).all()
+    assert (multi > 0).all()
+    assert specific.sum(axis=1) == pytest.approx(1, abs=1e-5)
+    assert multi.sum(axis=1) == pytest.approx(1, abs=1e-5)
+    assert not alone.any()
+
+
+class Heard(Progress):
+    """Keeps the messages."""
+
+    def __init__(self) -> None:
+        super().__init__(enabled=False)
+        self.told: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.told.append(text)
+
+
+@pytest.mark.parametrize(("weight", "told"), [(0.1, 1), (0.0, 0)])
+def test_who_guides_by_cross_entropy_alone_is_told_once(
+    small: Small, tmp_path: Path, fresh_clients: Callable[[], None], weight: float, told: int
+) -> None:
+    fresh_clients()
+    heard, config = Heard(), small(**{**GUIDED, "method__norm_weight": weight, "data__clients": 4})
+    with open_runtime(config) as runtime:
+        Experiment(config, tmp_path, runtime, heard).run()
+    said = [text for text in heard.told if "cross-entropy alone" in text]
+    assert said == ["without batch norm, and so guiding by cross-entropy alone: mlp"] * told
+
+
+def test_classes_of_clients_that_were_left_out_are_told(run_small: Run) -> None:
+    changes = {"data__partition__name": "label_blocks", "method__client_models": ["tests.fl_ray.own:NanOnNine"]}
+    _, summary = run_small(**{**GUIDED, **changes})
+    assert summary["classes_of_nobody"] == ["7", "8", "9"]
+    assert summary["synthetic_images"] == [3] * 7 + [0] * 3
 
 
 def test_a_run_cut_at_its_end_keeps_the_uploads(

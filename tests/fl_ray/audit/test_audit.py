@@ -142,6 +142,15 @@ def test_a_final_model_alone_is_audited(run_small: Run) -> None:
     assert found.models[0].attacks["shadow models"] == "no public images to train shadows on"
 
 
+def test_images_are_recognised_by_clients_that_know_their_class_alone(run_small: Run) -> None:
+    settings = {"method__name": "ensemble", "rounds": 1, "clients_per_round": None, "data__clients": 5}
+    for own, known in ((None, False), (6, True)):
+        partition = {"name": "label_blocks", "classes_per_client": own}
+        experiment, _ = run_small(**settings, data__partition=partition, training__local_epochs=20)
+        found = audit_run(experiment.folder.path, 0, 3, 1, Progress(False))
+        assert [model.recognised is not None for model in found.models[:5]] == [known] * 5
+
+
 def test_what_can_not_be_audited(run_small: Run, tmp_path: Path, call: Call) -> None:
     with pytest.raises(OutputError, match="no finished run"):
         audit_run(tmp_path, 1, 0, 1, Progress(False))

@@ -309,6 +309,22 @@ def test_bad_settings(settings: dict[str, Any], message: str) -> None:
         GuidanceSettings(**settings)
 
 
+@pytest.mark.parametrize("to_one", [True, False])
+def test_a_step_back_to_noise_by_hand(unet: nn.Module, to_one: bool) -> None:
+    """From the step before, and from what the last step leaves: with DDIM that may be a little noise."""
+    scheduler = DDIMScheduler.from_config(schedule().config, set_alpha_to_one=to_one)
+    sampler = GuidedSampler(Pixels(unet, scheduler), guide(), GuidanceSettings(form="epsilon", recurrence=2))
+    scheduler.set_timesteps(5)
+    s, _ = start(2)
+    alphas = scheduler.alphas_cumprod[scheduler.timesteps].tolist()
+    alphas.append(1.0 if to_one else float(scheduler.alphas_cumprod[0]))
+    for number in (1, 4):
+        ratio = alphas[number] / alphas[number + 1]
+        drawn = torch.randn(s.shape, generator=torch.Generator().manual_seed(3))
+        found = sampler._noised(s, number, torch.Generator().manual_seed(3))
+        torch.testing.assert_close(found, ratio**0.5 * s + (1 - ratio) ** 0.5 * drawn)
+
+
 def test_recurrence_needs_a_scheduler_of_one_step(unet: nn.Module) -> None:
     settings = GuidanceSettings(form="epsilon", recurrence=2)
     with pytest.raises(ValueError, match="take ddim or ddpm"):

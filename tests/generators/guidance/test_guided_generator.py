@@ -151,6 +151,7 @@ def test_what_never_has_a_finite_gradient_is_sampled_without_guidance(
     assert np.array_equal(sampler.sample(Block(0, 1, 0)), free.sample(Block(0, 1, 0)))
     assert sampler.report()["unguided"] == 4
     assert sampler.report()["made_again"] == 4 * 4
+    assert sampler.report()["blocks"] == sampler.report()["loss_first"] == 0  # of what is finite alone
 
 
 def test_actors_make_the_same_images(trained: tuple[DiffusionGenerator, Path], ray_session: None) -> None:
