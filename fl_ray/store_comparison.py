@@ -13,6 +13,7 @@ from scipy import stats
 
 from fl_ray.errors import OutputError, SettingError
 from fl_ray.registry import nearest
+from fl_ray.tracking_store import find_experiment
 
 __all__ = ["StoredRun", "compare_pairs", "confidence_interval", "runs_of_experiment", "series_of"]
 
@@ -37,17 +38,12 @@ def runs_of_experiment(uri: str, experiment: str, wanted: str = "") -> list[Stor
         wanted: MLflow's filter, as ``params.data.partition.alpha = '0.1'`` or ``tags.method = 'genfl'``.
 
     Raises:
-        SettingError: no such experiment, or MLflow refuses the filter.
+        SettingError: the store can't be used, there is no such experiment, or MLflow refuses the filter.
         OutputError: no finished run is left.
     """
-    import mlflow
     from mlflow.exceptions import MlflowException
 
-    client = mlflow.MlflowClient(uri)
-    try:
-        found = client.get_experiment_by_name(experiment)
-    except MlflowException as error:
-        raise SettingError(f"--mlflow {experiment}: the store {uri} can't be read ({error.message})") from error
+    client, found = find_experiment(uri, experiment)
     if found is None:
         names = [each.name for each in client.search_experiments()]
         raise SettingError(f"--mlflow {experiment}: no such experiment in {uri}.{nearest(experiment, names)}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +13,9 @@ from fl_ray.errors import SettingError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Experiment
 
-__all__ = ["default_store", "prepare_store", "quiet_client", "tracking_uri"]
+__all__ = ["default_store", "find_experiment", "prepare_store", "quiet_client", "tracking_uri"]
 
 
 def default_store() -> str:
@@ -37,27 +40,47 @@ def quiet_client(uri: str) -> MlflowClient:
     return mlflow.MlflowClient(uri)
 
 
+@contextmanager
+def _usable(uri: str) -> Iterator[None]:
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if uri.startswith("http"):
+            reason = "no server answers"
+        elif isinstance(error, ImportError):
+            reason += "; for PostgreSQL pip install psycopg2-binary and name it, as postgresql+psycopg2://..."
+        raise SettingError(
+            f"tracking.uri {uri}: the store can't be used ({reason}); start the server, give "
+            "another --tracking.uri, or --tracking.enabled false"
+        ) from error
+
+
+def find_experiment(uri: str, name: str) -> tuple[MlflowClient, Experiment | None]:
+    """A client of the store (made where it is an SQLite file that is not there), and the experiment, if it is there.
+
+    Raises:
+        SettingError: nothing answers at the address, or it can't be used.
+    """
+    with _usable(uri):
+        client = quiet_client(uri)
+        return client, client.get_experiment_by_name(name)
+
+
 def prepare_store(config: RunConfig, uri: str | None = None) -> str:
     """Make the store and the experiment if they are not there (once, before runs start); the experiment's id.
 
     Raises:
         SettingError: nothing answers at ``tracking.uri``, or it can't be written.
     """
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
     uri, name = uri or tracking_uri(config), config.tracking.experiment or config.name
-    try:
-        client = quiet_client(uri)
-        found = client.get_experiment_by_name(name)
-        if found is not None and found.lifecycle_stage != "active":
-            raise SettingError(f"tracking.experiment {name!r} is deleted in {uri}; restore it or name another one")
-        return found.experiment_id if found is not None else client.create_experiment(name)
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if uri.startswith("http"):
-            reason = "no server answers"
-        raise SettingError(
-            f"tracking.uri {uri}: the store can't be used ({reason}); start the server, give "
-            "another --tracking.uri, or --tracking.enabled false"
-        ) from error
+    client, found = find_experiment(uri, name)
+    if found is None:
+        with _usable(uri):
+            return client.create_experiment(name)
+    if found.lifecycle_stage != "active":
+        raise SettingError(f"tracking.experiment {name!r} is deleted in {uri}; restore it or name another one")
+    return found.experiment_id

@@ -100,6 +100,7 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path, call: Call) -> Non
         (["compare", "a.yaml", "--filter", "x"], "go with --mlflow"),
         (["compare", "--mlflow", "stored", "--rounds", "3"], "leave --rounds out"),
         (["compare", "--mlflow", "stored"], "no such file"),
+        (["compare", "--mlflow", "stored", "--tracking.uri", "http://127.0.0.1:9"], "no server answers"),
     ):
         done = call(*words)
         assert done.returncode == 2, words
