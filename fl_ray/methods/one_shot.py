@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
-from fl_ray.config import RunConfig
+from fl_ray.config import Component, RunConfig, TrainingConfig
 from fl_ray.context import RunContext
 from fl_ray.errors import SettingError, TooFewClientsError
 from fl_ray.methods.base import Method, require_counts
@@ -77,8 +78,7 @@ class OneShot(Method):
     def setup(self, run: RunContext) -> None:
         config, shape = run.config, ImageShape.of(run.data.source)
         for model in self.own_models:
-            if hasattr(build_module(model, shape, config.training), "evaluation"):
-                raise SettingError(f"method.client_models: {model.name} is no classifier; take another")
+            _refuse_unfit(model, shape, config.training)
         known = config.training, config.seed, run.notes
         self._starts = [initial_weights(model, shape, *known) for model in self.own_models]
         if self.server.head_only:
@@ -128,6 +128,27 @@ class OneShot(Method):
 
     def load_state(self, state: dict[str, np.ndarray]) -> None:
         self.uploads = {int(client): state[client] for client in sorted(state, key=int)}
+
+
+def _refuse_unfit(model: Component, shape: ImageShape, training: TrainingConfig) -> None:
+    """Refuse a client's model that is no classifier of these images, before any client is trained."""
+    module = build_module(model, shape, training)
+    if hasattr(module, "evaluation"):
+        raise SettingError(f"method.client_models: {model.name} is no classifier; take another")
+    size = shape.channels, shape.size, shape.size
+    try:
+        with torch.no_grad():
+            given = tuple(module.eval()(torch.zeros(1, *size)).shape)
+    except (RuntimeError, ValueError) as error:
+        raise SettingError(
+            f"method.client_models: {model.name} can't take images of {' x '.join(map(str, size))} ({error}); take "
+            "another"
+        ) from error
+    if given != (1, shape.classes):
+        raise SettingError(
+            f"method.client_models: {model.name} gives numbers of the shape {list(given)} for an image, but "
+            f"{[1, shape.classes]} are needed, one for each class; take another"
+        )
 
 
 class Ensemble(OneShot):

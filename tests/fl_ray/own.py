@@ -86,6 +86,13 @@ class OwnNetwork(nn.Linear):
         return super().forward(x.flatten(1))
 
 
+class Fixed(nn.Sequential):
+    """A network of images of ``channels`` with so many ``logits``, whatever the data are."""
+
+    def __init__(self, channels: int = 1, logits: int = 10) -> None:
+        super().__init__(nn.Conv2d(channels, logits, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
 class Headless(nn.Sequential):
     """A network whose logits come of a convolution."""
 

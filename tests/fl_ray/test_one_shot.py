@@ -243,6 +243,11 @@ def test_a_run_cut_at_its_end_keeps_the_uploads(
         ({"method__client_models": [{"name": "mlq"}]}, "unknown name 'mlq'"),
         ({"method__client_models": [5]}, "5 is neither a model's name"),
         ({"method__client_models": ["cvae"]}, "cvae is no classifier"),
+        (
+            {"method__client_models": [{"name": "tests.fl_ray.own:Fixed", "channels": 3}]},
+            r"Fixed can't take images of 1 x 8 x 8 \(",
+        ),
+        ({"method__client_models": [{"name": "tests.fl_ray.own:Fixed", "logits": 3}]}, r"of the shape \[1, 3\]"),
         ({"method__name": "feddf", "data__public_fraction": 0.0}, "there are no public images"),
         ({"gradient_cosine_every": 1}, "an ensemble has no weights"),
         ({"runtime__training_path": "batched"}, "models of several kinds"),
