@@ -226,6 +226,7 @@ class RuntimeConfig:
     threads: int = 1
     """Torch threads of each actor (also of the in-process backend)."""
     gpus_per_actor: float = 0.0
+    """Of each client actor, and of the server's; fractions share a GPU."""
     placement_timeout_s: float = 25.0
     placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     """How the actors' bundles are spread over the nodes of a cluster."""
@@ -240,7 +241,9 @@ class RuntimeConfig:
 
     def __post_init__(self) -> None:
         require(self.threads >= 1, "runtime.threads", self.threads, "at least 1")
-        require(self.gpus_per_actor >= 0, "runtime.gpus_per_actor", self.gpus_per_actor, "at least 0")
+        whole = self.gpus_per_actor <= 1 or self.gpus_per_actor == int(self.gpus_per_actor)
+        must = "at least 0, and whole where above 1"
+        require(self.gpus_per_actor >= 0 and whole, "runtime.gpus_per_actor", self.gpus_per_actor, must)
         require(self.num_actors is None or self.num_actors >= 1, "runtime.num_actors", self.num_actors, "at least 1")
         require(self.placement_timeout_s > 0, "runtime.placement_timeout_s", self.placement_timeout_s, "positive")
         require(self.min_clients >= 1, "runtime.min_clients", self.min_clients, "at least 1")
@@ -260,7 +263,10 @@ class RayConfig:
 
 @dataclass
 class PoolConfig:
-    """``generator.pool``: the generator actors. They idle while clients train, so by default they reserve no CPU."""
+    """``generator.pool``: the generator actors. They idle while clients train, so by default they reserve no CPU.
+
+    ``gpus`` is of each; fractions share a GPU.
+    """
 
     actors: int = 2
     cpus: float = 0.0

@@ -111,9 +111,11 @@ class Runtime(ABC):
 
     Attributes:
         paths: training paths that were resolved here, with their reasons.
+        spare: what clients' actors leave of a cluster, see ``fl_ray.runtime.spare``; from the next ``open`` on.
     """
 
     def __init__(self) -> None:
+        self.spare: Mapping[str, float] = {}
         self.paths: dict[str, tuple[TrainingPath, str]] = {}
 
     @abstractmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,8 +33,12 @@ def _bundle(fleet: FleetConfig, runtime: RuntimeConfig, tier: int) -> dict[str, 
     return bundle
 
 
-def _fits(need: dict[str, float], have: dict[str, float]) -> bool:
+def _fits(need: Mapping[str, float], have: Mapping[str, float]) -> bool:
     return all(have.get(name, 0.0) >= amount - 1e-9 for name, amount in need.items())
+
+
+def _less(have: Mapping[str, float], taken: Mapping[str, float]) -> dict[str, float]:
+    return {name: amount - taken.get(name, 0.0) for name, amount in have.items()}
 
 
 def _describe(resources: dict[str, float]) -> str:
@@ -42,13 +47,19 @@ def _describe(resources: dict[str, float]) -> str:
 
 
 def plan_slots(
-    runtime: RuntimeConfig, config: FleetConfig, fleet: Fleet, cohort_size: int, cluster: dict[str, float]
+    runtime: RuntimeConfig,
+    config: FleetConfig,
+    fleet: Fleet,
+    cohort_size: int,
+    cluster: dict[str, float],
+    spare: Mapping[str, float],
 ) -> list[Slot]:
     """The actors of a run.
 
     Args:
         fleet: its tiers and bandwidth shares; a client with an actor of its own has its share in its bundle.
         cluster: what the cluster has of each resource.
+        spare: of these, what actors leave to others. What the settings ask for by name, they get all the same.
 
     Raises:
         PlacementError: the bundles asked for exceed the whole cluster.
@@ -60,7 +71,7 @@ def plan_slots(
     for tier, size in enumerate(sizes):
         for name, amount in needs[tier].items():
             everyone[name] = everyone.get(name, 0.0) + float(size) * amount
-    if runtime.actors == "per_client" or (runtime.actors == "auto" and _fits(everyone, cluster)):
+    if runtime.actors == "per_client" or (runtime.actors == "auto" and _fits(everyone, _less(cluster, spare))):
         everyone.pop("memory")  # asked for by name, the setting is taken at its word
         if not _fits(everyone, cluster):
             raise PlacementError(
@@ -71,7 +82,7 @@ def plan_slots(
         shares = np.maximum(np.floor(fleet.bandwidth_share * 1e4) / 1e4, 1e-4)
         own = [{**bundles[tier], "bandwidth": float(shares[client])} for client, tier in enumerate(tier_of)]
         return [Slot(int(tier), tuple(own[client].items()), client) for client, tier in enumerate(tier_of)]
-    return _pooled(runtime, sizes, bundles, needs, cohort_size, cluster)
+    return _pooled(runtime, sizes, bundles, needs, cohort_size, cluster, spare)
 
 
 def _too_much(actors: int, need: dict[str, float], cluster: dict[str, float], left: dict[str, float]) -> str:
@@ -96,6 +107,7 @@ def _pooled(
     needs: list[dict[str, float]],
     cohort_size: int,
     cluster: dict[str, float],
+    spare: Mapping[str, float],
 ) -> list[Slot]:
     """One actor for each tier that has clients, then more in turns while they fit and have clients to train."""
     present = [tier for tier in range(len(sizes)) if sizes[tier] > 0]
@@ -113,11 +125,12 @@ def _pooled(
     while len(chosen) < limit:
         added = False
         for tier in present:
-            need = bundles[tier] if len(chosen) < required else needs[tier]
+            asked = len(chosen) < required
+            need, have = (bundles[tier], left) if asked else (needs[tier], _less(left, spare))
             if len(chosen) == limit or chosen.count(tier) >= sizes[tier]:
                 continue
-            if not _fits(need, left):
-                if len(chosen) < required:
+            if not _fits(need, have):
+                if asked:
                     raise PlacementError(_too_much(required, need, cluster, left))
                 continue
             for name, amount in need.items():

@@ -110,6 +110,7 @@ class RayRuntime(Runtime):
         tell: is told when actors are started or lost.
         ahead: start the actors for this run at once, in a thread, while the caller goes on; ``open`` waits for them.
         connection: one that was begun before; default: one of its own.
+        spare: what the clients' actors leave of the cluster, see ``fl_ray.runtime.spare``.
     """
 
     def __init__(
@@ -119,8 +120,10 @@ class RayRuntime(Runtime):
         tell: Callable[[str], None] | None = None,
         ahead: RunConfig | None = None,
         connection: Connection | None = None,
+        spare: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
+        self.spare = spare or {}
         self.config, self._tell = config, tell or (lambda text: None)
         self._connection = connection or Connection(ray_config)
         self._slots: list[Slot] = []
@@ -159,7 +162,7 @@ class RayRuntime(Runtime):
             raise failure
 
     def _plan(self, config: FleetConfig, fleet: Fleet, cohort_size: int) -> list[Slot]:
-        return plan_slots(self.config, config, fleet, cohort_size, available())
+        return plan_slots(self.config, config, fleet, cohort_size, available(), self.spare)
 
     def open(self, job: Job, data: JobData, config: FleetConfig, fleet: Fleet, cohort_size: int) -> None:
         self._started()

@@ -63,12 +63,14 @@ def open_runtime(config: RunConfig, progress: Progress | None = None, ahead: boo
 
         connection = Connection(config.ray)
         connection.wait()
+    from fl_ray.runtime.spare import spare
+
     # The driver's heavy imports, beside Ray's start and before the actors' own.
     heavy = _HEAVY + (("mlflow",) if config.tracking.enabled else ())
     threading.Thread(target=lambda: [importlib.import_module(name) for name in heavy], daemon=True).start()
     from fl_ray.runtime.ray_backend import RayRuntime
 
-    return RayRuntime(config.runtime, config.ray, tell, config if ahead else None, connection)
+    return RayRuntime(config.runtime, config.ray, tell, config if ahead else None, connection, spare(config))
 
 
 class OpenRuntimes:
@@ -80,10 +82,13 @@ class OpenRuntimes:
 
     def of(self, config: RunConfig) -> Runtime:
         """The backend that the run's settings ask for."""
+        from fl_ray.runtime.spare import spare
+
         key = repr((config.runtime, config.ray))
         if self._open is None or key != self._key:
             self.close()
             self._key, self._open = key, open_runtime(config, self._progress)
+        self._open.spare = spare(config)
         return self._open
 
     def close(self) -> None:

@@ -23,6 +23,7 @@ from fl_ray.recipes import apply_overrides
 from fl_ray.run_folder import new_folder, write_json
 from fl_ray.runtime.connection import Connection
 from fl_ray.runtime.placement import plan_slots
+from fl_ray.runtime.spare import server_gpus, spare
 from fl_ray.storage import is_temporary
 from fl_ray.studies.objectives import PlanObjective, RunObjective
 from fl_ray.studies.settings import Study, load_study
@@ -97,10 +98,10 @@ def _trial_bundles(config: RunConfig, share: Mapping[str, float]) -> list[dict[s
     if config.runtime.backend == "in_process":
         return [{"CPU": float(config.runtime.threads)}]
     fleet = draw_fleet(config.fleet, config.data.clients, config.seed)
-    slots = plan_slots(config.runtime, config.fleet, fleet, config.cohort_size, dict(share))
+    slots = plan_slots(config.runtime, config.fleet, fleet, config.cohort_size, dict(share), spare(config))
     bundles: list[dict[str, float]] = [{}, *(dict(slot.bundle) for slot in slots)]  # who waits for clients needs no CPU
-    if config.runtime.gpus_per_actor > 0:
-        bundles.append({"GPU": config.runtime.gpus_per_actor})  # the server's
+    if server_gpus(config) > 0:
+        bundles.append({"GPU": server_gpus(config)})
     if config.generator is not None:
         pool = config.generator.pool
         need = {"CPU": pool.cpus, "GPU": pool.gpus}

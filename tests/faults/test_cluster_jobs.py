@@ -189,7 +189,7 @@ def test_a_recipe_ends_well_though_the_workers_raylet_dies(cluster: Cluster) -> 
 
 def test_a_four_trial_study_ends_well_though_the_workers_raylet_dies(cluster: Cluster) -> None:
     """Two trials are at work, and one at most on the head, which has one CPU: it then takes over the worker's."""
-    settings = {"tracking": {"enabled": False}, "training.batch_size": 1, "rounds": 40, "checkpoint.every": 1}
+    settings = {"tracking": {"enabled": False}, "training.batch_size": 2, "rounds": 20, "checkpoint.every": 1}
     study_file(cluster.folder, settings=settings)
     output = cluster.folder / "study"
     done = cluster.call("submit", "study.yaml", "--output", str(output))
@@ -201,7 +201,7 @@ def test_a_four_trial_study_ends_well_though_the_workers_raylet_dies(cluster: Cl
     assert followed.returncode == 0, followed.stdout
     assert "its process died; it goes on elsewhere" in followed.stdout
     assert [trial.state for trial in all_trials(output)] == ["finished"] * 4
-    assert all(len(RunFolder(output / "trials" / f"{n:04d}" / "seed0").history()) == 40 for n in range(4))
+    assert all(len(RunFolder(output / "trials" / f"{n:04d}" / "seed0").history()) == 20 for n in range(4))
 
 
 def test_the_exit_code_is_the_jobs_and_a_job_can_be_stopped(cluster: Cluster) -> None:

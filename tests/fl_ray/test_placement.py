@@ -15,6 +15,7 @@ from fl_ray.model import ImageShape, initial_weights
 from fl_ray.runtime.base import Phases
 from fl_ray.runtime.placement import plan_slots
 from fl_ray.runtime.ray_backend import RayRuntime
+from fl_ray.runtime.spare import spare
 from fl_ray.runtime.tasks import ClientRecord, Job, JobData, RoundSettings, Task
 
 CLUSTER = {"CPU": 4.0, "bandwidth": 8.0, "memory": 8e9}
@@ -34,7 +35,7 @@ def devices(config: FleetConfig, tier_of: Sequence[int]) -> Fleet:
 
 
 def planned(runtime: RuntimeConfig, fleet: FleetConfig, tier_of: Sequence[int], cohort: int = 99) -> list[int]:
-    return [slot.tier for slot in plan_slots(runtime, fleet, devices(fleet, tier_of), cohort, CLUSTER)]
+    return [slot.tier for slot in plan_slots(runtime, fleet, devices(fleet, tier_of), cohort, CLUSTER, {})]
 
 
 def test_pooled_actors_by_hand() -> None:
@@ -48,15 +49,36 @@ def test_pooled_actors_by_hand() -> None:
 
 def test_auto_takes_per_client_only_where_it_fits() -> None:
     auto = RuntimeConfig(actors="auto")
-    slots = plan_slots(auto, tiers((1, 1)), devices(tiers((1, 1)), [0] * 4), 4, CLUSTER)
+    slots = plan_slots(auto, tiers((1, 1)), devices(tiers((1, 1)), [0] * 4), 4, CLUSTER, {})
     assert [slot.client for slot in slots] == [0, 1, 2, 3]
-    pooled = plan_slots(auto, tiers((1, 1)), devices(tiers((1, 1)), [0] * 5), 5, CLUSTER)
+    pooled = plan_slots(auto, tiers((1, 1)), devices(tiers((1, 1)), [0] * 5), 5, CLUSTER, {})
     assert [slot.client for slot in pooled] == [None] * 4
+
+
+def test_what_fits_leaves_room_for_the_pool_and_the_server(small: Callable[..., RunConfig]) -> None:
+    cluster = {**CLUSTER, "GPU": 2.0}
+    fleet = devices(tiers((1, 1)), [0] * 4)
+
+    def actors(spare: dict[str, float], **settings: object) -> int:
+        return len(plan_slots(RuntimeConfig(gpus_per_actor=0.5, **settings), tiers((1, 1)), fleet, 4, cluster, spare))
+
+    assert actors({}) == 4
+    assert actors({"GPU": 1.0}) == 2
+    assert actors({"GPU": 1.0, "CPU": 3.0}) == 1
+    assert actors({"GPU": 2.0}) == 1  # a tier's only actor is not spared
+    assert actors({"GPU": 2.0}, actors="pooled", num_actors=3) == 3  # nor what is asked for
+
+    half = {"runtime__gpus_per_actor": 0.5}
+    pool = {"with_generator": True, "generator__pool": {"actors": 2, "gpus": 0.25, "cpus": 0.5}}
+    assert spare(small()) == spare(small(**half)) == {}
+    assert spare(small(method__name="centralised", **half)) == {"GPU": 0.5}
+    assert spare(small(**pool)) == {"GPU": 0.5, "CPU": 1.0}
+    assert spare(small(method__name="genfl", **pool, **half)) == {"GPU": 1.0, "CPU": 1.0}
 
 
 def test_an_actor_of_its_own_carries_its_client_s_share_of_the_band() -> None:
     fleet = replace(devices(tiers((1, 1)), [0] * 3), bandwidth_share=np.array([0.50004, 1.7, 0.8]))
-    slots = plan_slots(RuntimeConfig(actors="per_client"), tiers((1, 1)), fleet, 3, CLUSTER)
+    slots = plan_slots(RuntimeConfig(actors="per_client"), tiers((1, 1)), fleet, 3, CLUSTER, {})
     assert [dict(slot.bundle)["bandwidth"] for slot in slots] == [0.5, 1.7, 0.8]
 
 
@@ -75,7 +97,7 @@ def test_what_can_not_be_placed_is_said_at_once(
     runtime: RuntimeConfig, fleet: FleetConfig, tier_of: list[int], match: str
 ) -> None:
     with pytest.raises(PlacementError, match=match):
-        plan_slots(runtime, fleet, devices(fleet, tier_of), 9, CLUSTER)
+        plan_slots(runtime, fleet, devices(fleet, tier_of), 9, CLUSTER, {})
 
 
 def trained_at_once(config: RunConfig) -> tuple[list[ClientRecord], np.ndarray]:
