@@ -32,7 +32,7 @@ test-faults: install-test
 	$(BIN)/python -m pytest tests/faults
 
 docs: install-test
-	$(BIN)/mkdocs build --quiet --strict --config-file docs/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file docs/mkdocs.yml
 
 lint: install-test
 	$(BIN)/ruff check .
