@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,6 +124,7 @@ def _decided(
         )
     return {
         "format": FORMAT,
+        "records": [each.name for each in fields(ClientRecord)],
         "clients": clients,
         "shape": asdict(ImageShape.of(data.source)),
         "training": asdict(config.training),

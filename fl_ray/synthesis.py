@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["TRAINED_FILE", "FederatedGenerator", "Synthesis", "cache_root"]
 
 TRAINED_FILE = "trained.json"  # beside the weights: what their training took
-FORMAT = 3  # of the cache; raised when the code that makes weights or images changes what it makes
+FORMAT = 4  # of the cache; raised when the code that makes weights or images changes what it makes
 
 
 def cache_root(config: GeneratorConfig | None) -> Path:

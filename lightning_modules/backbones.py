@@ -18,6 +18,7 @@ __all__ = ["VGG16", "MobileNetV2", "MobileNetV3Small", "ShuffleNetV2", "SmallViT
 _SMALL = 128  # pixels below which the first halvings are left out
 _LEFT_OUT = 2
 _LEAST = 16
+_SEVERAL_HEADS = ("googlenet", "inception_v3")
 
 
 def _check(name: str, image_size: int, least: int = _LEAST) -> None:
@@ -147,6 +148,10 @@ class TorchvisionClassifier(_Wrapped):
     def __init__(self, in_channels: int, image_size: int, num_classes: int, network: str = "resnet18") -> None:
         if network not in models.list_models(module=models):
             raise ValueError(f"model torchvision: network is {network}, which is no classifier of torchvision.models")
+        if network in _SEVERAL_HEADS:
+            raise ValueError(
+                f"model torchvision: network is {network}, which has several heads in training; take another"
+            )
         if in_channels != 3:
             raise ValueError(
                 f"model torchvision: images have {in_channels} channels, but {network} takes 3; use resnet18"

@@ -78,7 +78,9 @@ class OneShot(Method):
     def setup(self, run: RunContext) -> None:
         config, shape = run.config, ImageShape.of(run.data.source)
         for model in self.own_models:
-            _refuse_unfit(model, shape, config.training)
+            _refuse_unfit("method.client_models", model, shape, config.training)
+        if self.own_models:
+            _refuse_unfit("model", config.model, shape, config.training)
         known = config.training, config.seed, run.notes
         self._starts = [initial_weights(model, shape, *known) for model in self.own_models]
         if self.server.head_only:
@@ -130,23 +132,22 @@ class OneShot(Method):
         self.uploads = {int(client): state[client] for client in sorted(state, key=int)}
 
 
-def _refuse_unfit(model: Component, shape: ImageShape, training: TrainingConfig) -> None:
-    """Refuse a client's model that is no classifier of these images, before any client is trained."""
+def _refuse_unfit(setting: str, model: Component, shape: ImageShape, training: TrainingConfig) -> None:
+    """Refuse a client's or the server's model that is no classifier of these images, before any client is trained."""
     module = build_module(model, shape, training)
     if hasattr(module, "evaluation"):
-        raise SettingError(f"method.client_models: {model.name} is no classifier; take another")
+        raise SettingError(f"{setting}: {model.name} is no classifier; take another")
     size = shape.channels, shape.size, shape.size
     try:
         with torch.no_grad():
             given = tuple(module.eval()(torch.zeros(1, *size)).shape)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, AssertionError) as error:  # torchvision asserts
         raise SettingError(
-            f"method.client_models: {model.name} can't take images of {' x '.join(map(str, size))} ({error}); take "
-            "another"
+            f"{setting}: {model.name} can't take images of {' x '.join(map(str, size))} ({error}); take another"
         ) from error
     if given != (1, shape.classes):
         raise SettingError(
-            f"method.client_models: {model.name} gives numbers of the shape {list(given)} for an image, but "
+            f"{setting}: {model.name} gives numbers of the shape {list(given)} for an image, but "
             f"{[1, shape.classes]} are needed, one for each class; take another"
         )
 

@@ -112,7 +112,8 @@ class ModelStore(ABC):
         Raises:
             OutputError: the store does not answer, or can't be written.
         """
-        names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        found = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))  # no drafts
+        names = sorted(path.relative_to(folder).as_posix() for path in found)
         others = [name for name in names if not name.endswith(_SHARED)]
         if others:
             self._tell(f"{kind}/{key} is not published: it holds {others[0]}, and only safetensors and JSON are shared")

@@ -53,9 +53,16 @@ class RegistryStore(ModelStore):
                         raise
 
     def _experiment(self) -> str:
+        from mlflow.exceptions import MlflowException
+
         found = self._client.get_experiment_by_name(EXPERIMENT)
         if found is None:
-            return self._client.create_experiment(EXPERIMENT)
+            try:
+                return self._client.create_experiment(EXPERIMENT)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another machine was faster
+                    raise
+                found = self._client.get_experiment_by_name(EXPERIMENT)
         if found.lifecycle_stage != "active":
             raise SettingError(f"model_store {self.address}: its experiment {EXPERIMENT} is deleted; restore it")
         return found.experiment_id

@@ -40,6 +40,7 @@ class RunObjective:
         """After each round the metrics so far: of the seeds that are done, and of the one at work."""
         trial = Trial.read(self.output, number) or Trial(number, dict(params))
         trial.state, trial.error, earlier, began = "running", None, trial.wall_s, time.perf_counter()
+        trial.metrics, trial.by_seed = {}, {}  # steps that are done again must say what they said before
         trial.write(self.output)
         tracked: TrialRun | None = None
         try:
