@@ -6,12 +6,14 @@ import asyncio
 import logging
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fl_ray.config import TrackingConfig
 from fl_ray.errors import FlRayError, PlacementError, SettingError
-from fl_ray.recipes import load_recipe
+from fl_ray.recipes import apply_overrides, load_recipe, make_config
+from fl_ray.storage import is_address
 from fl_ray.version import __version__
 
 __all__ = ["ENDED", "Jobs", "entrypoint"]
@@ -28,12 +30,21 @@ _TALKATIVE = (  # they tell of every package that they upload
 _MARK = "fl_ray"  # a job's metadata, by which ours are known
 
 
-def entrypoint(file: Path, seeds: Sequence[int], output: str, overrides: Mapping[str, Any]) -> str:
-    """The command that the cluster runs: ``tune`` for a study, ``compare`` where there are seeds, else ``run``.
+def entrypoint(
+    file: Path, seeds: Sequence[int], output: str, overrides: Mapping[str, Any]
+) -> tuple[str, TrackingConfig]:
+    """The command that the cluster runs (``tune`` for a study, ``compare`` where there are seeds, else ``run``), and
+    where it logs.
 
     Raises:
-        SettingError: the file does not lie in or below the working folder, which is what is packed.
+        SettingError: the file does not lie in or below the working folder, which is what is packed; the output would
+            go with the job; or the settings are not those of a recipe or study.
     """
+    if not is_address(output) and not Path(output).is_absolute():
+        raise SettingError(
+            f"--output {output}: a job's own folder goes when the job ends; give the whole path of a folder that all "
+            "nodes see, or an address as s3://bucket/run"
+        )
     here = Path.cwd().resolve()
     if not file.resolve().is_relative_to(here):
         raise SettingError(f"{file}: it lies outside of the working folder {here}, which is what the job gets")
@@ -41,6 +52,12 @@ def entrypoint(file: Path, seeds: Sequence[int], output: str, overrides: Mapping
     study = "recipe" in content
     if study and seeds:
         raise SettingError("--seeds: a study has seeds of its own")
+    if study:
+        from fl_ray.studies.settings import load_study
+
+        tracking = load_study(file, overrides).base().tracking
+    else:
+        tracking = make_config(apply_overrides(content, overrides)).tracking
     command = "tune" if study else "compare" if seeds else "run"
     words = ["python", "-m", "fl_ray", command, file.resolve().relative_to(here).as_posix(), "--output", output]
     if seeds:
@@ -48,7 +65,7 @@ def entrypoint(file: Path, seeds: Sequence[int], output: str, overrides: Mapping
     words += ["--ray.address", "auto"]
     for name, value in overrides.items():
         words += [f"--{name}", _as_yaml(value)]
-    return shlex.join(words)
+    return shlex.join(words), tracking
 
 
 def _as_yaml(value: Any) -> str:
@@ -74,7 +91,7 @@ class Jobs:
         self.address = address
         self._client = self._ask(lambda: JobSubmissionClient(address))
 
-    def _ask(self, question: Any) -> Any:
+    def _ask(self, question: Callable[[], Any]) -> Any:
         from ray.exceptions import AuthenticationError
 
         try:

@@ -31,8 +31,10 @@ class StoredRun:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-def runs_of_experiment(uri: str, experiment: str, wanted: str = "") -> list[StoredRun]:
-    """The finished runs of an experiment that have a history: neither studies nor trials.
+def runs_of_experiment(uri: str, experiment: str, wanted: str = "") -> tuple[list[StoredRun], int]:
+    """The finished runs of an experiment that have a history (neither studies nor trials), and how many are left out.
+
+    Of runs of one label and seed the newest is taken: the same run twice would pass for two seeds.
 
     Args:
         wanted: MLflow's filter, as ``params.data.partition.alpha = '0.1'`` or ``tags.method = 'genfl'``.
@@ -47,11 +49,13 @@ def runs_of_experiment(uri: str, experiment: str, wanted: str = "") -> list[Stor
     if found is None:
         names = [each.name for each in client.search_experiments()]
         raise SettingError(f"--mlflow {experiment}: no such experiment in {uri}.{nearest(experiment, names)}")
-    runs: list[StoredRun] = []
+    newest: dict[tuple[str, int], StoredRun] = {}
+    older = 0
     token: str | None = None
     while True:
         try:
-            page = client.search_runs([found.experiment_id], wanted, max_results=_PAGE, page_token=token)
+            order = ["attributes.start_time DESC"]
+            page = client.search_runs([found.experiment_id], wanted, 1, _PAGE, order, token)
         except MlflowException as error:
             raise SettingError(f"--filter {wanted}: {error.message}") from error
         for run in page:
@@ -60,14 +64,15 @@ def runs_of_experiment(uri: str, experiment: str, wanted: str = "") -> list[Stor
                 continue
             seed = int(run.data.params["seed"])
             label = run.data.tags.get("label") or run.info.run_name.removesuffix(f"-seed{seed}")
-            runs.append(StoredRun(run.info.run_id, label, seed, dict(run.data.metrics)))
+            older += (label, seed) in newest
+            newest.setdefault((label, seed), StoredRun(run.info.run_id, label, seed, dict(run.data.metrics)))
         token = page.token
         if not token:
             break
-    if not runs:
+    if not newest:
         also = f" with {wanted}" if wanted else ""
         raise OutputError(f"--mlflow {experiment}: no finished run in {uri}{also}")
-    return sorted(runs, key=lambda run: (run.label, run.seed))
+    return sorted(newest.values(), key=lambda run: (run.label, run.seed)), older
 
 
 def series_of(uri: str, run_id: str) -> list[dict[str, float]]:

@@ -29,10 +29,18 @@ def submit(options: Any, overrides: dict[str, Any]) -> int:
         raise SettingError("--output is missing: a folder that all nodes see, or an address as s3://bucket/run")
     file = Path(options.file)
     requirements = Path(options.requirements) if options.requirements is not None else None
-    command = entrypoint(file, options.seeds, options.output, overrides)
+    if requirements is not None and not requirements.is_file():
+        raise SettingError(f"--requirements {requirements}: there is no such file")
+    command, tracking = entrypoint(file, options.seeds, options.output, overrides)
     cluster = Jobs(options.address)
     job = cluster.submit(command, file.stem, requirements, environment)
     print(f"job {job}: {command}", flush=True)
+    if tracking.enabled and tracking.uri is None:
+        print(
+            "fl-ray: tracking.uri is not set: what the job logs to MLflow goes with the job's own folder. Give "
+            "--tracking.uri http://..., or --tracking.enabled false",
+            file=sys.stderr,
+        )
     if not options.wait:
         print(f"fl-ray logs {job} --address {options.address} --follow shows it, fl-ray stop ends it")
         return 0

@@ -35,10 +35,12 @@ def compare_store(options: Any, overrides: Mapping[str, Any]) -> int:
     uri = _uri(overrides, "fl-ray compare --mlflow")
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise SettingError(f"tracking.uri {uri}: there is no such file; give --tracking.uri")
-    runs = runs_of_experiment(uri, options.mlflow, options.filter or "")
+    runs, older = runs_of_experiment(uri, options.mlflow, options.filter or "")
     output = new_folder(Path(options.output) if options.output else default_output(options.mlflow))
-    table = store_report(uri, options.mlflow, runs, options.baseline, output)
+    table = store_report(uri, options.mlflow, runs, older, options.baseline, output)
     print_table(*table, f"{options.mlflow}, from the tracking store")
+    if older:
+        print(f"left out: {older} runs that have newer ones of the same label and seed (--filter chooses others)")
     print(f"report: {output / 'report.html'}")
     return 0
 

@@ -26,10 +26,13 @@ _NOTE = (
 )
 
 
-def store_report(uri: str, experiment: str, runs: Sequence[StoredRun], baseline: str | None, output: Path) -> Table:
+def store_report(
+    uri: str, experiment: str, runs: Sequence[StoredRun], older: int, baseline: str | None, output: Path
+) -> Table:
     """Write comparison.csv, comparison.md, figures and report.html into ``output``; the table.
 
     Args:
+        older: how many runs are left out because there are newer ones of their label and seed.
         baseline: the label that the others are held against; default: that with the lowest mean accuracy.
 
     Raises:
@@ -57,6 +60,8 @@ def store_report(uri: str, experiment: str, runs: Sequence[StoredRun], baseline:
         html.section("Differences", html.figure(shown, f"Final accuracy less that of {baseline}, 95 % intervals.")),
     ]
     lead = f"{len(runs)} finished runs with {len(by_label)} labels, from {uri.split('@')[-1]}"
+    if older:
+        lead += f"; {older} that have newer ones of the same label and seed are left out"
     (output / "report.html").write_text(html.page(f"fl_ray: {experiment}", lead, sections), encoding="utf-8")
     return table
 

@@ -37,6 +37,7 @@ from tuning.tune_study import run_trials, trials_that_fit
 __all__ = ["begin_study", "journal_of", "resume_study", "run_study", "study_wall_s"]
 
 _FILE, _WALL = "study.yaml", "wall.json"
+_UNSEEN = "it ran on a node that does not see the study's folder; give an --output that all nodes see"
 
 
 def journal_of(study: Study, output: Path) -> optuna.Study:
@@ -124,8 +125,8 @@ def _bundles_that_fit(study: Study) -> list[dict[str, float]]:
     try:
         bundles = _trial_bundles(base, share)
     except PlacementError as error:
-        share = f"concurrency is {study.concurrency}, and a trial's share of the cluster is too small"
-        raise PlacementError(f"{share}. {error}") from error
+        small = f"concurrency is {study.concurrency}, and a trial's share of the cluster is too small"
+        raise PlacementError(f"{small}. {error}") from error
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     fitting = trials_that_fit(bundles, nodes, study.concurrency)
     if fitting < study.concurrency:
@@ -150,10 +151,11 @@ def run_study(study: Study, output: Path, progress: Progress) -> list[Trial]:
     connection = Connection(base.ray)
     try:
         connection.wait()
-        if is_temporary(output) and sum(node["Alive"] for node in ray.nodes()) > 1:
+        nodes = sum(node["Alive"] for node in ray.nodes())
+        if is_temporary(output) and nodes > 1:
             raise PlacementError(
-                "--output is an address, which this node mirrors, but trials run on other nodes, too; give a folder "
-                "that all nodes see"
+                f"--output is an address, which one node mirrors, but a study's trials run on all {nodes} nodes of the "
+                "cluster; give a folder that all of them see"
             )
         bundles = _bundles_that_fit(study)
         journal = journal_of(study, output)
@@ -197,7 +199,7 @@ def run_study(study: Study, output: Path, progress: Progress) -> list[Trial]:
         connection.close()
     trials = all_trials(output)
     if not any(trial.state == "finished" for trial in trials):
-        first = next((trial.error for trial in trials if trial.error), "no trial was begun")
+        first = next((trial.error for trial in trials if trial.error), _UNSEEN)
         raise FlRayError(f"study {study.name}: none of {len(trials)} trials came to its end; the first: {first}")
     return trials
 
@@ -237,6 +239,7 @@ class _Watcher:
                 end_runs_of(self.output, self.uri, number)
         self.count += 1
         if trial is None:
+            self.progress.message(f"trial {number} left nothing in {self.output}: {_UNSEEN}")
             return
         state = "finished" if number in self._finished else "pruned"  # the trial itself may not have written it yet
         state = state if error is None else f"failed: {trial.error}"

@@ -205,10 +205,11 @@ def test_a_four_trial_study_ends_well_though_the_workers_raylet_dies(cluster: Cl
 
 
 def test_the_exit_code_is_the_jobs_and_a_job_can_be_stopped(cluster: Cluster) -> None:
-    recipe(cluster.folder, data={"name": "mnist", "root": "nowhere"})
+    recipe(cluster.folder, data={"name": "mnist", "root": "nowhere"}, tracking={})
     failed = cluster.call("submit", "job.yaml", "--output", str(cluster.folder / "failed"), "--wait")
     assert failed.returncode == 2, failed.stdout
     assert "nowhere" in failed.stdout
+    assert "what the job logs to MLflow goes with the job's own folder" in failed.stderr
     recipe(cluster.folder, rounds=100000)
     begun = cluster.call("submit", "job.yaml", "--output", str(cluster.folder / "long"))
     job = begun.stdout.split()[1].rstrip(":")
@@ -249,10 +250,21 @@ def test_ctrl_c_asks_whether_to_leave_or_to_stop_the_job(cluster: Cluster) -> No
     wait_for_interrupt(cluster, job, output)
 
 
+def test_a_study_at_an_address_is_refused_on_several_nodes(cluster: Cluster) -> None:
+    study_file(cluster.folder, settings={"tracking": {"enabled": False}})
+    refused = cluster.call("submit", "study.yaml", "--output", f"file://{cluster.folder / 'far'}", "--wait")
+    assert refused.returncode == 2, refused.stdout
+    assert "run on all 2 nodes of the cluster; give a folder that all of them see" in refused.stdout
+
+
 def test_what_can_not_be_packed_is_refused(cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "far.yaml").write_text("{name: far}", encoding="utf-8")
     for words, said in (
-        (["submit", str(tmp_path / "far.yaml"), "--output", "x"], "outside of the working folder"),
+        (["submit", str(tmp_path / "far.yaml"), "--output", "/x"], "outside of the working folder"),
+        (["submit", "job.yaml", "--output", "x"], "a job's own folder goes when the job ends"),
+        (["submit", "job.yaml", "--output", "/x", "--rouns", "3"], "rouns"),
+        (["submit", "job.yaml", "--output", "/x", "--training.lrr", "3"], "lrr"),
+        (["submit", "job.yaml", "--output", "/x", "--requirements", "nowhere.txt"], "no such file"),
         (["submit", "job.yaml"], "--output is missing"),
         (["submit", "job.yaml", "--output", "x", "--env", "FOO"], "must be NAME=VALUE"),
     ):

@@ -76,11 +76,11 @@ def test_a_comparison_is_logged_to_postgresql_and_read_back(
     assert done.returncode == 0, done.stderr
     expected = [(label, seed) for label in ("fast", "slow") for seed in range(3)]
     for name, uri in {"served": server, "direct": database}.items():
-        assert [(run.label, run.seed) for run in runs_of_experiment(uri, "stored")] == expected
+        assert [(run.label, run.seed) for run in runs_of_experiment(uri, "stored")[0]] == expected
         read = call("compare", "--mlflow", "stored", "--tracking.uri", uri, "--output", name)
         assert read.returncode == 0, read.stderr
         assert "difference to slow" in read.stdout
     tables = [(tmp_path / name / "comparison.md").read_text(encoding="utf-8") for name in ("served", "direct")]
     assert tables[0] == tables[1]
-    one = runs_of_experiment(database, "stored", "tags.label = 'slow' and params.seed = '1'")
+    one, _ = runs_of_experiment(database, "stored", "tags.label = 'slow' and params.seed = '1'")
     assert [(run.label, run.seed) for run in one] == [("slow", 1)]

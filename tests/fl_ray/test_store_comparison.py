@@ -69,7 +69,8 @@ def test_the_store_alone_gives_the_comparison(uri: str, tmp_path: Path, call: Ca
     read = call("compare", "--mlflow", "stored", "--tracking.uri", uri, "--output", str(tmp_path / "read"))
     assert read.returncode == 0, read.stderr
     assert "difference to slow" in read.stdout
-    runs = runs_of_experiment(uri, "stored")
+    runs, older = runs_of_experiment(uri, "stored")
+    assert older == 0
     assert [(run.label, run.seed) for run in runs] == [(label, seed) for label in ("fast", "slow") for seed in range(3)]
     rows = (tmp_path / "read" / "comparison.md").read_text(encoding="utf-8").splitlines()
     fast = [run.metrics["final_accuracy"] for run in runs if run.label == "fast"]
@@ -79,7 +80,7 @@ def test_the_store_alone_gives_the_comparison(uri: str, tmp_path: Path, call: Ca
     curve = series_of(uri, runs[0].run_id)
     assert [row["round"] for row in curve] == [1, 2]
     assert curve[-1]["test_accuracy"] == runs[0].metrics["final_accuracy"]
-    one = runs_of_experiment(uri, "stored", "tags.label = 'slow' and params.seed = '1'")
+    one, _ = runs_of_experiment(uri, "stored", "tags.label = 'slow' and params.seed = '1'")
     assert [(run.label, run.seed) for run in one] == [("slow", 1)]
     with pytest.raises(OutputError, match="no finished run"):
         runs_of_experiment(uri, "stored", "tags.label = 'none'")
@@ -92,6 +93,20 @@ def test_the_store_alone_gives_the_comparison(uri: str, tmp_path: Path, call: Ca
     )
     assert bad.returncode == 2
     assert "Did you mean 'fast'" in bad.stderr
+
+
+def test_the_newest_run_of_a_label_and_seed_counts(tmp_path: Path, call: Call) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    for rounds in ("1", "2"):
+        words = ["--output", f"runs{rounds}", "--seeds", "0", "1", "--rounds", rounds]
+        assert call("compare", str(recipe(tmp_path, uri)), *words).returncode == 0
+    runs, older = runs_of_experiment(uri, "stored")
+    assert older == 4
+    assert [(run.label, run.seed) for run in runs] == [(label, seed) for label in ("fast", "slow") for seed in (0, 1)]
+    assert all(len(series_of(uri, run.run_id)) == 2 for run in runs)
+    read = call("compare", "--mlflow", "stored", "--tracking.uri", uri, "--output", "read")
+    assert "left out: 4 runs" in read.stdout
+    assert "4 that have newer ones" in (tmp_path / "read" / "report.html").read_text(encoding="utf-8")
 
 
 def test_what_does_not_go_together_is_refused(tmp_path: Path, call: Call) -> None:
