@@ -29,6 +29,8 @@ def history_figure(values: Mapping[str, Sequence[float | None]], modes: Sequence
         best = np.fmax.accumulate(shown) if mode == "max" else np.fmin.accumulate(shown)
         axis.plot(np.arange(len(shown)), shown, "o", color="C0", markersize=4, label="trial")
         axis.step(np.arange(len(shown)), best, where="post", color="C1", label="best so far")
+        if np.nanmin(shown) > 0 and np.nanmax(shown) > 10 * np.nanmin(shown):
+            axis.set_yscale("log")  # else one bad trial hides how the good ones differ
         axis.set_xlabel("trial")
         axis.set_ylabel(name)
     axes[0].legend(frameon=False)
@@ -54,9 +56,10 @@ def importance_figure(importances: Mapping[str, Mapping[str, float]]) -> Figure:
 def parallel_figure(
     params: Sequence[Mapping[str, Any]], logarithmic: set[str], values: Sequence[float], metric: str
 ) -> Figure:
-    """A line for each finished trial through its settings, to its metric, which colours it."""
+    """A line for each finished trial through the settings that it has, to its metric, which colours it."""
     names = list(dict.fromkeys(name for each in params for name in each))
-    figure, (axis,) = new_figure(1.6 * (len(names) + 1) + 1.2, 3.8)
+    apart = min(1.6, max(0.5, 11 / (len(names) + 1)))  # inches: many settings must not make a figure of tiny letters
+    figure, (axis,) = new_figure(apart * (len(names) + 1) + 1.2, 3.8)
     columns, ticks = [], []
     for name in names:
         places, labels = _scale([each.get(name) for each in params], name in logarithmic)
@@ -69,7 +72,8 @@ def parallel_figure(
     colours = mpl.colormaps["viridis"](columns[-1])
     lines = np.array(columns).T
     for number in np.argsort(columns[-1]):
-        axis.plot(lines[number], color=colours[number], linewidth=1.2, alpha=0.8, marker=".")
+        has = np.flatnonzero(~np.isnan(lines[number]))
+        axis.plot(has, lines[number][has], color=colours[number], linewidth=1.2, alpha=0.8, marker=".")
     for place, marks in enumerate(ticks):
         axis.axvline(place, color="0.6", linewidth=0.8)
         for y, label in marks:
@@ -117,7 +121,8 @@ def front_figure(metrics: Mapping[int, Mapping[str, float]], fronts: Mapping[str
         )
         front = sorted((metrics[number][name], metrics[number]["final_accuracy"], number) for number in fronts[name])
         axis.step(*zip(*(at[:2] for at in front), strict=True), where="post", color="C3", marker="o", markersize=5)
-        for *at, number in front:
+        numbered = {(x, y): number for x, y, number in reversed(front)}  # of several in one place, the first
+        for at, number in numbered.items():
             axis.annotate(str(number), at, xytext=(3, 4), textcoords="offset points")
         axis.set_xlabel(COSTS.get(name, name))
     axes[0].set_ylabel("final accuracy")
