@@ -140,6 +140,8 @@ def test_every_model_trains(run_small: Run, model: str) -> None:
     small = {name: larger for name in ("mobilenet_v2", "mobilenet_v3_small")}
     small |= {"shufflenet_v2": {**larger, "model__width": 0.5}, "vgg16": {**larger, "model__width": 8}}
     small |= {"resnet18": {"model__width": 8}, "resnet34": {"model__width": 4}, "vgg9": {"model__width": 4}}
+    small["torchvision"] = {**larger, "data__channels": 3, "model__network": "mobilenet_v3_small"}
+    small["torchvision"].pop("model__width")
     small["cvae"] = {"training__optimizer": "adam", "training__lr": 1e-3}
     experiment, _ = run_small(model__name=model, rounds=1, training__batch_size=16, **small.get(model, {}))
     row = experiment.folder.history()[0]
