@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import functools
 import inspect
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import yaml
 from fl_ray import config as cfg
 from fl_ray.errors import SettingError
 from fl_ray.registry import nearest, resolve_name
+from fl_ray.setting_types import typed_arguments, typed_section
 
 __all__ = [
     "INJECTED",
@@ -92,7 +92,7 @@ def apply_overrides(recipe: Mapping[str, Any], overrides: Mapping[str, Any]) -> 
     A section whose ``name`` changes loses the settings of the old component (not those common to all, as
     ``data.clients``, ``data.partition.min_samples`` or ``generator.pool``): overriding ``method.name`` alone is enough.
     """
-    result = _copy(dict(recipe))
+    result = copy.deepcopy(dict(recipe))
     flat = dict(_flatten(overrides))
     for key in sorted(flat, key=lambda key: key.split(".")[-1] != "name"):  # names first: they may clear a section
         *path, last = key.split(".")
@@ -134,12 +134,6 @@ def _own_keys(kind: str) -> set[str]:
     if kind == "generator":
         return {f.name for f in dataclasses.fields(cfg.GeneratorConfig)} - {"settings"}
     return {"name", "min_samples"} if kind == "partition" else {"name"}
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _copy(item) for key, item in value.items()}
-    return [_copy(item) for item in value] if isinstance(value, list) else value
 
 
 def _flatten(overrides: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -315,8 +309,7 @@ def _plain(label: str, kind: type, values: dict[str, Any]) -> Any:
     """An instance of the dataclass ``kind``; nested dataclasses and lists of them are checked too."""
     _refuse_nested(label or "recipe", kind, values)
     key = label or "recipe"
-    parser = _section_parser(key, kind)
-    return parser.instantiate(_parse(parser, {key: values}))[key]
+    return typed_section(key, kind, values)
 
 
 def _refuse_nested(label: str, kind: type, values: dict[str, Any]) -> None:
@@ -345,67 +338,7 @@ def _checked(
     _refuse_unknown(label, values, [*known, *beside, "name"])
     if not known:
         return {}
-    parser = _component_parser(target, frozenset(injected) & frozenset(parameters))
-    return _parse(parser, {"settings": values}, label)["settings"].as_dict()
-
-
-@functools.cache  # reading signatures takes longer than all the rest, and a comparison checks dozens of recipes
-def _section_parser(key: str, kind: type) -> Any:
-    """A parser of one argument, ``key``, of type ``kind``."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument(f"--{key}", type=kind)
-    return parser
-
-
-@functools.cache
-def _component_parser(target: Callable[..., Any], skip: frozenset[str]) -> Any:
-    """A parser of ``settings``: what a call of ``target`` takes, but for ``skip``."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False)
-    add = parser.add_class_arguments if inspect.isclass(target) else parser.add_function_arguments
-    add(target, "settings", skip=set(skip), fail_untyped=False)
-    return parser
-
-
-def _parse(parser: Any, values: dict[str, Any], label: str | None = None) -> Any:
-    from argparse import ArgumentError
-
-    try:
-        return parser.parse_object(_copy(values))  # jsonargparse writes into what it is given
-    except (ArgumentError, TypeError) as error:
-        raise SettingError(_in_our_words(" ".join(str(error).split()), label)) from error
-
-
-def _in_our_words(message: str, label: str | None) -> str:
-    """jsonargparse's message on a value of the wrong type, as ours are: setting, value, way out."""
-    message = re.sub(r'^Parser key "([^"]*)":', lambda match: match[1] + ":", message).removeprefix("recipe.")
-    if label is not None:
-        message = re.sub(r"^settings", label, message).replace("settings.", f"{label}.")
-    unknown = re.search(r"does not accept option '([^']*)'", message)
-    if unknown:
-        return f"{label or 'recipe'}: unknown setting {unknown[1]!r}; --print_config shows those known"
-    found = re.search(r"^([\w.]+): Expected an? (.*?)\. Got value: (.*)$", message)
-    if found is None:
-        found = re.search(
-            r"^([\w.]+): Does not validate against any of the Union subtypes Subtypes: (.*?) Errors:", message
-        )
-        value = re.search(r"Given value type: .*? Given value: (.*)$", message)
-        if found is None:
-            return message
-        return f"{found[1]} is {value[1] if value else 'of the wrong type'}, but it must be one of {_types(found[2])}"
-    setting, wanted, value = found.groups()
-    if wanted.startswith("typing.Literal"):
-        choices = re.findall(r"'([^']*)'", wanted)
-        return f"{setting} is {value}.{nearest(value, choices)}"
-    return f"{setting} is {value}, but it must be of type {_types(wanted)}"
-
-
-def _types(text: str) -> str:
-    """Python's names of types without their wrapping."""
-    return re.sub(r"<class '([^']*)'>", r"\1", text).replace("NoneType", "null")
+    return typed_arguments(label, target, frozenset(injected) & frozenset(parameters), values)
 
 
 def to_dict(config: cfg.RunConfig) -> dict[str, Any]:

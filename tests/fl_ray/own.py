@@ -1,4 +1,4 @@
-"""Components of a user's own, named by import path in tests."""
+"""Components of a user's own, named by import path in tests; and a progress that keeps what it is told."""
 
 from __future__ import annotations
 
@@ -15,7 +15,19 @@ from fl_ray.context import RunContext
 from fl_ray.data.datasets import ImageData
 from fl_ray.data.partitioners import Partitioner
 from fl_ray.methods.fedavg import FedAvg
+from fl_ray.progress import Progress
 from fl_ray.runtime.base import RoundResult
+
+
+class Heard(Progress):
+    """Keeps the messages."""
+
+    def __init__(self) -> None:
+        super().__init__(enabled=False)
+        self.told: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.told.append(text)
 
 
 class OwnModule(pl.LightningModule):

@@ -27,7 +27,7 @@ from fl_ray.runtime.base import Runtime
 from fl_ray.runtime.ray_backend import RayRuntime
 from fl_ray.runtime.start import open_runtime
 from tests.conftest import Call
-from tests.fl_ray.own import Hooked
+from tests.fl_ray.own import Heard, Hooked
 
 ROOT = Path(__file__).parent.parent.parent
 Small = Callable[..., RunConfig]
@@ -37,17 +37,6 @@ OWN_MODELS = {**ONE_SHOT, "method__client_models": MODELS}
 FEDDF = {"method__name": "feddf", "method__server__epochs": 2, "method__server__batch_size": 32}
 HOOKED = {**ONE_SHOT, "model__name": "tests.fl_ray.own:Hooked"}
 BLOCKS = {"data__clients": 5, "data__partition__name": "label_blocks"}
-
-
-class Heard(Progress):
-    """Keeps the messages."""
-
-    def __init__(self) -> None:
-        super().__init__(enabled=False)
-        self.told: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.told.append(text)
 
 
 @pytest.fixture
@@ -75,14 +64,6 @@ def run(small: Small, tmp_path: Path) -> Callable[..., tuple[Experiment, dict[st
             return experiment, experiment.run()
 
     return made
-
-
-@pytest.fixture
-def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """One entry for each training step of ``Hooked``."""
-    done: list[int] = []
-    monkeypatch.setattr(Hooked, "trouble", staticmethod(lambda labels: done.append(len(labels))))
-    return done
 
 
 def assert_same(one: RunFolder, other: RunFolder) -> None:
@@ -283,7 +264,7 @@ def test_a_cache_that_can_t_be_written_is_refused(cache: Path, run: Callable[...
 
 _KILLS = {
     # within the third batch of the training; when the file is written but not in its place; in the server's work
-    "training": "from tests.fl_ray.own import Hooked; left = iter(range(3))\n"
+    "training": "from tests.fl_ray.own import Heard, Hooked; left = iter(range(3))\n"
     "Hooked.trouble = staticmethod(lambda labels: next(left, None) is None and die())",
     "keeping": "import fl_ray.client_models as c; whole = c.write_whole\n"
     "c.write_whole = lambda path, content: (whole(path.with_name('half'), content[:999]), die())",

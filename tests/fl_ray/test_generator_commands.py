@@ -28,6 +28,7 @@ from fl_ray.image_export import export_images
 from fl_ray.progress import Progress
 from fl_ray.synthesis import TRAINED_FILE, Synthesis
 from tests.conftest import TINY_GENERATOR, Call
+from tests.fl_ray.own import Heard
 from tests.generators.tiny_pipelines import text_pipeline
 
 ROOT = Path(__file__).parent.parent.parent
@@ -178,17 +179,6 @@ def test_bad_input_is_one_clear_message(
     assert re.search(match, found.stderr), found.stderr
     assert found.stderr.splitlines()[-1].startswith("fl-ray: ")
     assert not (tmp_path / "out").exists()
-
-
-class Heard(Progress):
-    """Keeps the messages."""
-
-    def __init__(self) -> None:
-        super().__init__(False)
-        self.told: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.told.append(text)
 
 
 def flat(

@@ -29,8 +29,8 @@ from fl_ray.model_store.start import open_store
 from fl_ray.runtime.start import open_runtime
 from fl_ray.tracking_store import quiet_client
 from tests.conftest import TINY_GENERATOR, Call, small_recipe
-from tests.fl_ray.own import Hooked
-from tests.fl_ray.test_client_models import Heard, assert_same
+from tests.fl_ray.own import Heard
+from tests.fl_ray.test_client_models import assert_same
 from tests.serving import free_port, mlflow_page
 
 Small = Callable[..., RunConfig]
@@ -133,14 +133,6 @@ def run(small: Small, tmp_path: Path) -> Callable[..., tuple[Experiment, dict[st
             return experiment, experiment.run(), heard.told
 
     return made
-
-
-@pytest.fixture
-def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """One entry for each training step of ``Hooked``."""
-    done: list[int] = []
-    monkeypatch.setattr(Hooked, "trouble", staticmethod(lambda labels: done.append(len(labels))))
-    return done
 
 
 def test_a_second_machine_trains_nothing(

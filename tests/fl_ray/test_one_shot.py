@@ -18,11 +18,11 @@ from fl_ray.errors import SettingError
 from fl_ray.experiment import Experiment
 from fl_ray.methods.fedlmg import FedLMG, teachers
 from fl_ray.model import ImageShape, WeightLayout, build_module, initial_weights
-from fl_ray.progress import Progress
 from fl_ray.recipes import make_component
 from fl_ray.replay import replay
 from fl_ray.runtime.base import Phases
 from fl_ray.runtime.start import open_runtime
+from tests.fl_ray.own import Heard
 
 Small = Callable[..., RunConfig]
 Run = Callable[..., tuple[Experiment, dict[str, Any]]]
@@ -185,17 +185,6 @@ def test_no_teacher_speaks_of_classes_that_it_has_not_seen(run_small: Run, monke
     assert specific.sum(axis=1) == pytest.approx(1, abs=1e-5)
     assert multi.sum(axis=1) == pytest.approx(1, abs=1e-5)
     assert not alone.any()
-
-
-class Heard(Progress):
-    """Keeps the messages."""
-
-    def __init__(self) -> None:
-        super().__init__(enabled=False)
-        self.told: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.told.append(text)
 
 
 @pytest.mark.parametrize(("weight", "told"), [(0.1, 1), (0.0, 0)])

@@ -100,6 +100,8 @@ def test_bad_sizes_of_backbones() -> None:
         TorchvisionClassifier(3, 224, 10, network="resnet19")
     with pytest.raises(ValueError, match="images have 1 channels, but resnet18 takes 3"):
         TorchvisionClassifier(1, 224, 10)
+    with pytest.raises(ValueError, match="network is googlenet, which has several heads in training"):
+        TorchvisionClassifier(3, 224, 10, network="googlenet")
 
 
 @pytest.mark.parametrize(("name", "kind"), [("sgd", "SGD"), ("adam", "Adam"), ("adamw", "AdamW")])

@@ -125,6 +125,17 @@ def test_settings_that_are_proposed_again_are_not_run_again(tmp_path: Path) -> N
     assert sorted(line.split("|")[1].strip() for line in ranked) == ["0", "2"]
 
 
+def test_what_a_cut_trial_has_left_does_not_count_in_steps_that_are_done_again(tmp_path: Path) -> None:
+    study, output = begun(tmp_path, seeds=[0, 1])
+    params = {"training.lr": 0.1, "training.local_epochs": 1}
+    Trial(0, params, by_seed={"1": {"final_accuracy": 9.0, "final_loss": None}}).write(output)
+    objective = RunObjective(study, output, None)
+    steps = objective.begin(0, params)
+    assert next(steps)["final_accuracy"] <= 1.0
+    steps.close()
+    objective.close()
+
+
 def test_a_failed_trial_is_recorded_and_the_study_goes_on(ray_session: None, tmp_path: Path) -> None:
     space = {"data.partition.min_samples": {"choice": [3, 99]}}  # 99 samples for each of six clients are not there
     study, output = begun(tmp_path, space=space, algorithm="grid", concurrency=1)
