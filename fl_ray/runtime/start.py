@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +14,6 @@ if TYPE_CHECKING:
 
 __all__ = ["OpenRuntimes", "connect_ahead", "open_runtime"]
 
-_HEAVY = ("torch", "pytorch_lightning")
 _begun: list[Connection] = []
 
 
@@ -63,12 +60,10 @@ def open_runtime(config: RunConfig, progress: Progress | None = None, ahead: boo
 
         connection = Connection(config.ray)
         connection.wait()
+    from fl_ray.runtime.ray_backend import RayRuntime
     from fl_ray.runtime.spare import spare
 
-    # The driver's heavy imports, beside Ray's start and before the actors' own.
-    heavy = _HEAVY + (("mlflow",) if config.tracking.enabled else ())
-    threading.Thread(target=lambda: [importlib.import_module(name) for name in heavy], daemon=True).start()
-    from fl_ray.runtime.ray_backend import RayRuntime
+    # No thread imports torch or MLflow ahead: two threads within one package's circular imports break both.
 
     return RayRuntime(config.runtime, config.ray, tell, config if ahead else None, connection, spare(config))
 
