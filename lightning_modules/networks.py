@@ -101,7 +101,8 @@ class VGG9(nn.Sequential):
     """VGG-9 of the FIMI setting: conv 32-64-128-128-256-256 (3x3, padded), a pool after each pair, FC 512-512.
 
     At 32x32 the flattened width is 4096, and the network has 3,491,530 parameters at 10 classes (arXiv 2310.13981 names
-    VGG-9; the layer table is the common one of that size).
+    VGG-9; the layer table is the common one of that size). Initial weights are He's: torch's own starve nine layers
+    without norms, which then stay at chance for hundreds of steps.
     """
 
     def __init__(self, in_channels: int, image_size: int, num_classes: int, width: int = 32) -> None:
@@ -117,6 +118,10 @@ class VGG9(nn.Sequential):
         flat = before * (image_size // 8) ** 2
         layers += [nn.Flatten(), nn.Linear(flat, 16 * width), nn.ReLU(), nn.Linear(16 * width, 16 * width), nn.ReLU()]
         super().__init__(*layers, nn.Linear(16 * width, num_classes))
+        for part in self.modules():
+            if isinstance(part, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
+                nn.init.zeros_(part.bias)
 
 
 class _BasicBlock(nn.Module):
