@@ -132,6 +132,9 @@ REGISTRY: dict[str, dict[str, Entry]] = {
         "text_to_image": Entry(
             "generators.text_to_image:TextToImage", "prompts to a diffusers pipeline, as Stable Diffusion v1-5"
         ),
+        "unconditional": Entry(
+            "generators.unconditional:Unconditional", "a diffusers pipeline without classes, for FedLMG's guides"
+        ),
         "dit": Entry("generators.dit:DiT", "class ids to a diffusion transformer (diffusers' DiTPipeline)"),
     },
 }

@@ -162,7 +162,9 @@ class Generator(ABC):
         Raises:
             ValueError: there is no diffusion model, or its settings don't allow it.
         """
-        raise ValueError("it has no diffusion model that classifiers could guide; use diffusion or text_to_image")
+        raise ValueError(
+            "it has no diffusion model that classifiers could guide; use diffusion, text_to_image or unconditional"
+        )
 
     def prompt(self, classes: Sequence[str], label: int, index: int) -> str | None:
         """The words that image ``index`` of class ``label`` is made from; None where there are none."""

@@ -20,7 +20,7 @@ from generators.base import (
     require_positive,
     to_uint8,
 )
-from generators.pipelines import SchedulerName, check_recurrence, dtype_of, swap_scheduler
+from generators.pipelines import SchedulerName, check_recurrence, dtype_of, for_gradients, swap_scheduler
 from lightning_modules.diffusion import ClassConditionalDDPM, default_widths, make_unet
 
 __all__ = ["ClassConditionalPipeline", "DiffusionGenerator", "PixelDenoiser"]
@@ -49,7 +49,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
             labels: int64 [N].
             generator: draws all noise, on the CPU, so that a seed means the same noise on every device.
             steps: sampler steps.
-            guidance: w of eps = eps_null + w (eps_class - eps_null); 1 is plain conditional sampling.
+            guidance: w of eps = eps_null + w (eps_class - eps_null); 1 is plain conditional sampling, 0 knows no class.
         """
         config = self.unet.config
         shape = (len(labels), config.in_channels, config.sample_size, config.sample_size)
@@ -74,9 +74,9 @@ class ClassConditionalPipeline(DiffusionPipeline):
         return alpha_bar.sqrt() * self._velocity(x, t, labels, guidance) + (1 - alpha_bar).sqrt() * x
 
     def _velocity(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor, guidance: float) -> torch.Tensor:
-        if guidance == 1.0:
-            return self.unet(x, t, class_labels=labels).sample.float()
         null = torch.full_like(labels, self.unet.config.num_class_embeds - 1)
+        if guidance in (0.0, 1.0):
+            return self.unet(x, t, class_labels=labels if guidance else null).sample.float()
         both = self.unet(torch.cat([x, x]), t, class_labels=torch.cat([labels, null])).sample.float()
         conditional, free = both.chunk(2)
         return free + guidance * (conditional - free)
@@ -89,7 +89,7 @@ class PixelDenoiser:
         self.pipeline, self.guidance, self.dtype = pipeline, guidance, dtype
         self.scheduler, config = pipeline.scheduler, pipeline.unet.config
         self.shape = (config.in_channels, config.sample_size, config.sample_size)
-        pipeline.unet.requires_grad_(False)
+        for_gradients(pipeline.unet)
 
     def predict(self, s: torch.Tensor, t: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         check_class(int(labels.max()), self.pipeline.unet.config.num_class_embeds - 1)
@@ -113,7 +113,7 @@ class DiffusionGenerator(Generator):
         sampler: ``ddim`` (arXiv 2010.02502), ``ddpm`` (arXiv 2006.11239: noise in every step, best with many) or
             ``dpmpp`` (DPM-Solver++, arXiv 2211.01095).
         steps: sampler steps.
-        guidance: classifier-free guidance weight; 1 is none.
+        guidance: classifier-free guidance weight; 1 is none; 0 leaves the class out, for FedLMG's guides to say it.
         precision: of training and sampling; ``bf16`` keeps weights and schedule in fp32 (mixed), ``auto`` is that on
             GPUs and fp32 elsewhere.
         block_size: images made together.

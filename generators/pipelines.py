@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, SchedulerMixin
-from torch import Tensor
+from torch import Tensor, nn
 
 from generators.base import LUMINANCE, to_uint8
 
@@ -18,6 +18,7 @@ __all__ = [
     "SchedulerName",
     "check_recurrence",
     "dtype_of",
+    "for_gradients",
     "step_arguments",
     "swap_scheduler",
     "to_pixels",
@@ -26,6 +27,7 @@ __all__ = [
 SchedulerName = Literal["ddim", "ddpm", "dpmpp"]
 SCHEDULERS = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler, "dpmpp": DPMSolverMultistepScheduler}
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
+_LARGE = 100_000_000  # parameters of a UNet
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -34,6 +36,17 @@ def dtype_of(precision: Precision, device: torch.device, auto: torch.dtype) -> t
     if precision == "auto":
         return auto if device.type == "cuda" else torch.float32
     return _DTYPES[precision]
+
+
+def for_gradients(*networks: nn.Module) -> None:
+    """Get a UNet, and what decodes its samples, ready for gradients of their input: none are kept of the weights, and
+    behind a large UNet activations are computed again rather than kept.
+    """
+    large = sum(parameter.numel() for parameter in networks[0].parameters()) > _LARGE
+    for network in networks:
+        network.requires_grad_(False)
+        if large and getattr(network, "_supports_gradient_checkpointing", False):
+            network.enable_gradient_checkpointing()
 
 
 def swap_scheduler(pipeline: DiffusionPipeline, name: SchedulerName | None) -> None:

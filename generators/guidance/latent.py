@@ -6,9 +6,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-__all__ = ["LatentDenoiser"]
+from generators.pipelines import for_gradients
 
-_LARGE = 100_000_000  # parameters of a UNet from which activations are computed again rather than kept
+__all__ = ["LatentDenoiser"]
 
 
 class LatentDenoiser:
@@ -41,11 +41,7 @@ class LatentDenoiser:
             )
         self.pipeline, self.guidance, self.scheduler = pipeline, guidance, pipeline.scheduler
         unet, factor = pipeline.unet, pipeline.vae_scale_factor
-        for part in (unet, pipeline.vae, pipeline.text_encoder):
-            part.requires_grad_(False)
-        if sum(parameter.numel() for parameter in unet.parameters()) > _LARGE:
-            unet.enable_gradient_checkpointing()
-            pipeline.vae.enable_gradient_checkpointing()
+        for_gradients(unet, pipeline.vae)
         pixels = size or unet.config.sample_size * factor
         if pixels % factor:
             raise ValueError(f"size is {size}, but it must be a multiple of {factor}, the decoder's scale")

@@ -24,10 +24,11 @@ from fl_ray.synthesis import Synthesis
 from generators.base import Block, Generator, Sampler, TrainingImages
 from generators.pool import GeneratorPool, LocalPool
 from tests.conftest import TINY_GENERATOR
-from tests.generators.tiny_pipelines import dit_pipeline, text_pipeline
+from tests.generators.tiny_pipelines import dit_pipeline, latent_pipeline, text_pipeline
 
 # Stand for folders that a fixture makes: images with a folder for each class, pipelines of random weights.
 IMAGES, TEXT, DIT = "FOLDER OF IMAGES", "FOLDER OF A TEXT-TO-IMAGE PIPELINE", "FOLDER OF A DIT PIPELINE"
+LATENT = "FOLDER OF AN UNCONDITIONAL PIPELINE"
 
 # The smallest settings of every registered generator, and one setting that makes other weights (none: it has no such).
 TINY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -36,6 +37,7 @@ TINY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "cgan": ({"width": 4, "noise": 8, "train_steps": 5, "batch_size": 8}, {"loss": "bce"}),
     "text_to_image": ({"model": TEXT, "steps": 2}, {}),
     "dit": ({"model": DIT, "steps": 2}, {}),
+    "unconditional": ({"model": LATENT, "steps": 2}, {}),
     "folder": ({"root": IMAGES}, {}),
     "real": ({}, {}),
     "noise": ({}, {}),
@@ -68,7 +70,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(files: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """What TINY's words for folders stand for."""
     root, names = tmp_path_factory.mktemp("pipelines"), [str(label) for label in range(CLASSES)]
-    return {IMAGES: files, TEXT: text_pipeline(root / "text"), DIT: dit_pipeline(root / "dit", names, 1000)}
+    text, dit = text_pipeline(root / "text"), dit_pipeline(root / "dit", names, 1000)
+    return {IMAGES: files, TEXT: text, DIT: dit, LATENT: latent_pipeline(root / "latent")}
 
 
 @pytest.fixture(scope="module")

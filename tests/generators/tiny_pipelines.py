@@ -10,11 +10,16 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
     DiTPipeline,
     DiTTransformer2DModel,
+    LDMPipeline,
     PNDMScheduler,
     StableDiffusionPipeline,
     UNet2DConditionModel,
+    UNet2DModel,
+    VQModel,
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -96,4 +101,38 @@ def dit_pipeline(folder: Path, names: list[str], classes: int) -> Path:
     DiTPipeline(transformer, _vae(), DDIMScheduler(clip_sample=False), id2label=labels).save_pretrained(str(folder))
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps({**index, "id2label": labels}))  # as on the hub
+    return folder
+
+
+def _unet(size: int, channels: int) -> UNet2DModel:
+    return UNet2DModel(
+        sample_size=size,
+        in_channels=channels,
+        out_channels=channels,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+    )
+
+
+def pixel_pipeline(folder: Path, **schedule: object) -> Path:
+    """An unconditional UNet of 16 x 16 pixels."""
+    torch.manual_seed(0)
+    DDPMPipeline(_unet(16, 3), DDPMScheduler(clip_sample=False, **schedule)).save_pretrained(str(folder))
+    return folder
+
+
+def latent_pipeline(folder: Path) -> Path:
+    """An unconditional UNet in the 8 x 8 latents of a VQ model of 16 x 16 pixels."""
+    torch.manual_seed(0)
+    vq = VQModel(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        num_vq_embeddings=32,
+        norm_num_groups=4,
+    )
+    LDMPipeline(vq, _unet(8, 3), DDIMScheduler(clip_sample=False)).save_pretrained(str(folder))
     return folder

@@ -77,7 +77,7 @@ def test_a_large_model_computes_its_activations_again(
 ) -> None:
     gradients = []
     for most in (10**8, 0):
-        monkeypatch.setattr("generators.guidance.latent._LARGE", most)
+        monkeypatch.setattr("generators.pipelines._LARGE", most)
         denoiser = fitted(model, tmp_path).denoiser(tmp_path, CPU)
         assert denoiser.pipeline.unet.is_gradient_checkpointing == (most == 0)
         assert denoiser.pipeline.vae.is_gradient_checkpointing == (most == 0)
