@@ -15,6 +15,7 @@ import yaml
 from fl_ray.config import RunConfig
 from fl_ray.errors import FlRayError, InfeasibleError, OutputError, SettingError, TooFewClientsError
 from fl_ray.experiment import Experiment, check
+from fl_ray.input_files import check_inputs, input_files
 from fl_ray.parallel_runs import PlannedRun, run_at_once
 from fl_ray.progress import Progress
 from fl_ray.recipes import apply_overrides, compare_entries, make_config, to_dict
@@ -129,8 +130,10 @@ def run_comparison(comparison: Comparison, output: Path, progress: Progress, job
     open_runs = [(label, config) for label, config in runs if not _is_done(output, label, config)]
     if len(open_runs) < len(runs):
         progress.message(f"{len(runs) - len(open_runs)} of {len(runs)} runs were finished before in {output}")
-    for _, config in comparison.runs():
+    for label, config in runs:
         check(config)  # also makes the tracking store, once, before any run logs into it
+        folder = run_folder_of(output, label, config.seed)
+        check_inputs(RunFolder(folder).begun().get("inputs", {}), config, f"--output {folder}")
     planned = []
     for number, (label, config) in enumerate(open_runs, len(runs) - len(open_runs) + 1):
         name = f"{number}/{len(runs)} {label}, seed {config.seed}"
@@ -138,7 +141,7 @@ def run_comparison(comparison: Comparison, output: Path, progress: Progress, job
     if jobs > 1:
         for _, label, config, folder in planned:
             if not goes_on(folder, config):
-                RunFolder(folder).begin(config, label, _tags(comparison, label))
+                RunFolder(folder).begin(config, label, _tags(comparison, label), input_files(config))
         run_at_once([PlannedRun(name, config, folder) for name, _, config, folder in planned], jobs, progress)
         return
     runtimes = OpenRuntimes(progress)

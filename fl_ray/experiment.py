@@ -22,6 +22,7 @@ from fl_ray.data.parts import FederatedData, prepare
 from fl_ray.data.statistics import emd, label_entropy
 from fl_ray.errors import FlRayError, SettingError
 from fl_ray.federated_generator import make_synthesis
+from fl_ray.input_files import check_inputs, input_files
 from fl_ray.methods.base import Method
 from fl_ray.model_store.start import reach_store
 from fl_ray.preparation import check_partition, make_context, resolve_path, restore
@@ -100,9 +101,8 @@ class Experiment:
         self.config, self.folder, self.runtime = config, RunFolder(folder), runtime
         self.progress = progress or Progress(enabled=False)
         self.label, self.tags, self.resume = label or config.name, dict(tags or {}), resume
-        if resume and (self.folder / "run.json").exists():
-            stored = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-            self.label, self.tags = stored["label"], stored["tags"]
+        if resume and (begun := self.folder.begun()):
+            self.label, self.tags = begun["label"], begun["tags"]
         self.tracker: Tracker | None = None
         self._best = BestModel(config.early_stopping)
         self._weights = np.empty(0, dtype=np.float32)
@@ -160,8 +160,9 @@ class Experiment:
         self.data = prepare(self.config.data, self.config.seed)
         if self.resume:
             check_partition(self.folder, self.data, f"--resume {self.folder.path}")
+            check_inputs(self.folder.begun().get("inputs", {}), self.config, f"--resume {self.folder.path}")
         else:
-            self.folder.begin(self.config, self.label, self.tags)
+            self.folder.begin(self.config, self.label, self.tags, input_files(self.config))
         self._write_partition(self.data)
         self._begin_tracking(self.data)
         parts = self.config, self.method, self.data

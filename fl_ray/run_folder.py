@@ -123,10 +123,19 @@ class RunFolder:
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
-    def begin(self, config: RunConfig, label: str, tags: Mapping[str, str]) -> None:
-        """What a run's folder holds before anything is done; ``fl-ray run --resume`` takes it from there."""
+    def begin(self, config: RunConfig, label: str, tags: Mapping[str, str], inputs: Mapping[str, str]) -> None:
+        """What a run's folder holds before anything is done; ``fl-ray run --resume`` takes it from there.
+
+        Args:
+            inputs: the files that its settings name, see ``fl_ray.input_files``.
+        """
         self.write_config(config)
-        write_json(self / "run.json", {"label": label, "tags": dict(tags)})
+        write_json(self / "run.json", {"label": label, "tags": dict(tags), "inputs": dict(inputs)})
+
+    def begun(self) -> dict[str, Any]:
+        """What ``begin`` has left beside the settings; empty where it was not called."""
+        known = self / "run.json"
+        return json.loads(known.read_text(encoding="utf-8")) if known.exists() else {}
 
     def write_config(self, config: RunConfig) -> None:
         """config.yaml: the resolved recipe, and what ran it. It is a recipe itself: ``fl-ray run`` takes it."""
