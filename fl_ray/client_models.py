@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,11 +24,10 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from fl_ray.config import Component
 from fl_ray.data.parts import digest
 from fl_ray.errors import OutputError
 from fl_ray.model import ImageShape
-from fl_ray.registry import resolve_name
+from fl_ray.registry import code_hash
 from fl_ray.run_folder import environment
 from fl_ray.runtime.base import RoundResult
 from fl_ray.runtime.tasks import ClientRecord, RoundSettings, Task
@@ -116,7 +114,7 @@ def _decided(
                 "scale": task.scale,
                 "turn": task.turn,
                 "model": asdict(model),
-                "code": _code("model", model),
+                "code": code_hash("model", model.name),
                 "start": common if task.start is None else _hash(run.runtime.held(task.start)),
                 "offset": None if task.offset is None else _hash(task.offset),
                 "images": digest(data.images[rows], data.labels[rows]),
@@ -128,7 +126,7 @@ def _decided(
         "clients": clients,
         "shape": asdict(ImageShape.of(data.source)),
         "training": asdict(config.training),
-        "updates": [[asdict(update), _code("update", update)] for update in config.updates],
+        "updates": [[asdict(update), code_hash("update", update.name)] for update in config.updates],
         "seed": config.seed,
         "rounds": config.rounds,
         "number": settings.number,
@@ -141,14 +139,6 @@ def _decided(
 
 def _hash(values: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
-
-
-def _code(kind: str, component: Component) -> str | None:
-    """A hash of the file of a user's own component (what that imports is not seen); None for ours, see FORMAT."""
-    if ":" not in component.name:
-        return None
-    file = getattr(sys.modules[resolve_name(kind, component.name).__module__], "__file__", None)
-    return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 @contextmanager

@@ -130,10 +130,13 @@ def run_comparison(comparison: Comparison, output: Path, progress: Progress, job
     open_runs = [(label, config) for label, config in runs if not _is_done(output, label, config)]
     if len(open_runs) < len(runs):
         progress.message(f"{len(runs) - len(open_runs)} of {len(runs)} runs were finished before in {output}")
+    inputs: dict[str, dict[str, str]] = {}
     for label, config in runs:
         check(config)  # also makes the tracking store, once, before any run logs into it
+        if label not in inputs:  # the same for each seed
+            inputs[label] = input_files(config)
         folder = run_folder_of(output, label, config.seed)
-        check_inputs(RunFolder(folder).begun().get("inputs", {}), config, f"--output {folder}")
+        check_inputs(RunFolder(folder).begun().get("inputs", {}), inputs[label], f"--output {folder}")
     planned = []
     for number, (label, config) in enumerate(open_runs, len(runs) - len(open_runs) + 1):
         name = f"{number}/{len(runs)} {label}, seed {config.seed}"
@@ -141,7 +144,7 @@ def run_comparison(comparison: Comparison, output: Path, progress: Progress, job
     if jobs > 1:
         for _, label, config, folder in planned:
             if not goes_on(folder, config):
-                RunFolder(folder).begin(config, label, _tags(comparison, label), input_files(config))
+                RunFolder(folder).begin(config, label, _tags(comparison, label), inputs[label])
         run_at_once([PlannedRun(name, config, folder) for name, _, config, folder in planned], jobs, progress)
         return
     runtimes = OpenRuntimes(progress)

@@ -70,6 +70,11 @@ def check(config: RunConfig) -> Method:
         if config.generator is None:
             raise SettingError(f"method {config.method.name} needs a generator; add a generator section")
         generator = build("generator", Component(config.generator.name, config.generator.settings))
+        if method.needs_classes and not generator.knows_classes:
+            raise SettingError(
+                f"generator {config.generator.name} knows no classes with these settings, but method "
+                f"{config.method.name} needs images of them; take another one, or (diffusion) set guidance above 0"
+            )
     method.check(config, generator)
     if config.tracking.enabled:
         prepare_store(config)
@@ -160,7 +165,9 @@ class Experiment:
         self.data = prepare(self.config.data, self.config.seed)
         if self.resume:
             check_partition(self.folder, self.data, f"--resume {self.folder.path}")
-            check_inputs(self.folder.begun().get("inputs", {}), self.config, f"--resume {self.folder.path}")
+            check_inputs(
+                self.folder.begun().get("inputs", {}), input_files(self.config), f"--resume {self.folder.path}"
+            )
         else:
             self.folder.begin(self.config, self.label, self.tags, input_files(self.config))
         self._write_partition(self.data)

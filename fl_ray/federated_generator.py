@@ -15,12 +15,14 @@ from fl_ray import checkpoint
 from fl_ray.config import Component, RunConfig, StoppingConfig, TrainingConfig
 from fl_ray.data.parts import FederatedData, digest
 from fl_ray.devices.cost import Ledger
+from fl_ray.input_files import trace_files
 from fl_ray.methods.base import Method
 from fl_ray.model import ImageShape, WeightLayout, build_module
 from fl_ray.model_store.start import open_store, reach_store
 from fl_ray.preparation import make_context, restore
 from fl_ray.progress import Progress
 from fl_ray.recipes import build, to_dict
+from fl_ray.registry import code_hash
 from fl_ray.run_folder import RunFolder, write_json
 from fl_ray.runtime.base import Runtime
 from fl_ray.server import checkpoint_of, rounds
@@ -106,6 +108,9 @@ class ClientsTrainGenerator:
         decides |= {
             f"runtime.{name}": settings["runtime"][name] for name in ("threads", "gpus_per_actor", "min_clients")
         }
+        traces, code = trace_files(self.config), code_hash("model", self.spec.model)
+        decides |= {"trace": traces} if traces else {}
+        decides |= {"code": code} if code is not None else {}
         return settings_digest(decides, images, self.data.partition.digest())
 
     def train(self, draft: Path) -> pl.LightningModule:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fl_ray.errors import SettingError
 
-__all__ = ["REGISTRY", "Entry", "nearest", "resolve_name"]
+__all__ = ["REGISTRY", "Entry", "code_hash", "nearest", "resolve_name"]
 
 
 @dataclass(frozen=True)
@@ -176,3 +179,13 @@ def resolve_name(kind: str, name: str) -> Any:
         ) from error
     except AttributeError as error:
         raise SettingError(f"{kind}.name {name!r}: {module_name} has no {attribute!r}") from error
+
+
+def code_hash(kind: str, name: str) -> str | None:
+    """A hash of the file of a user's own component (what that imports is not seen); None for ours, whose changes raise
+    the formats of what is kept.
+    """
+    if ":" not in name:
+        return None
+    file = getattr(sys.modules[resolve_name(kind, name).__module__], "__file__", None)
+    return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()

@@ -28,6 +28,7 @@ from fl_ray.errors import FlRayError, LostActorsError, OutputError, PlacementErr
 from fl_ray.model_store.base import ModelStore
 from fl_ray.progress import Progress
 from fl_ray.recipes import build
+from fl_ray.registry import code_hash
 from fl_ray.run_folder import environment
 from generators.base import Block, Generator, TrainingImages, settings_digest
 from generators.cache import BlockCache, stored_folder
@@ -102,7 +103,9 @@ class Synthesis:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         with self._as_setting_error():
             training = self.generator.training_settings()
-        self.key = settings_digest(FORMAT, config.name, training, device, data.source.classes, source)[:16]
+        own = code_hash("generator", config.name)
+        self._code = [] if own is None else [own]
+        self.key = settings_digest(FORMAT, config.name, training, device, data.source.classes, source, *self._code)[:16]
         self._home = cache_root(config) / "generators" / f"{config.name.replace(':', '.')}-{self.key}"
         made = environment()
         self._manifest = {
@@ -121,7 +124,7 @@ class Synthesis:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         sampled_on = device if self.config.pool.gpus > 0 or not self.on_ray else "cpu"
         self.generator = generator
-        self.sampling_key = settings_digest(sampling, sampled_on)[:16]
+        self.sampling_key = settings_digest(sampling, sampled_on, *self._code)[:16]
         manifest = {
             **self._manifest,
             "sampling": {"settings": sampling, "device": sampled_on, "key": self.sampling_key},

@@ -167,9 +167,9 @@ class Tracker:
             for name, value in row.items()
             if name not in ("round", "logged_at") and np.isfinite(value)
         ]
-        self._rows = []
         if metrics:
             mlflow.MlflowClient().log_batch(self.run_id, metrics=metrics)
+        self._rows = []  # not before: rows that the store did not take are tried again
 
     def _safely(self, work: Callable[[], object]) -> None:
         """A store that fails must not take the run with it: the first error is kept, and told at the end."""

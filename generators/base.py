@@ -105,12 +105,14 @@ class Generator(ABC):
 
     Attributes:
         block_size: images made together.
+        knows_classes: an image is of the class that it is asked for (as far as the generator is good).
         learns_from: which real images ``fit`` is given: the server's ``public`` ones, the ``reserve`` that nobody else
             sees (``data.reserve_fraction``), or none.
         more_from: where there are only so many images (``available``), what to change to have more.
     """
 
     block_size: int
+    knows_classes: bool = True
     learns_from: RealImages = "public"
     more_from: str = ""
 
@@ -121,6 +123,10 @@ class Generator(ABC):
     @abstractmethod
     def sampling_settings(self) -> dict[str, Any]:
         """The settings that decide the images, given the weights."""
+
+    def content(self) -> dict[str, str]:
+        """A hash of the content of each setting that names files: who goes on with a run must find it as it was."""
+        return {}
 
     @abstractmethod
     def fit(self, data: TrainingImages, folder: Path, progress: Callable[[int, int, float], None]) -> None:

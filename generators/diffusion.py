@@ -144,12 +144,23 @@ class DiffusionGenerator(Generator):
             raise ValueError(f"label_dropout is {label_dropout}, but it must be in [0, 1)")
         if not steps <= diffusion_steps:
             raise ValueError(f"steps is {steps}, but it can't exceed diffusion_steps ({diffusion_steps})")
+        if sampler == "ddim" and diffusion_steps % steps:
+            raise ValueError(
+                f"steps is {steps}, but ddim's steps are even, so that it must divide diffusion_steps "
+                f"({diffusion_steps}), as 20 or 50 divide 1000; take such a number, or sampler dpmpp"
+            )
+        if label_dropout == 0 and guidance != 1.0:
+            raise ValueError(
+                f"label_dropout is 0, so that nothing is learned without a class, which guidance {guidance:g} needs; "
+                "raise it, or set guidance to 1"
+            )
         self.widths = list(widths) if widths is not None else None
         self.layers, self.train_steps, self.batch_size, self.lr = layers, train_steps, batch_size, lr
         self.label_dropout, self.ema, self.diffusion_steps = label_dropout, ema, diffusion_steps
         self.train_seed, self.sampler, self.steps, self.guidance = train_seed, sampler, steps, guidance
         self.precision: Literal["auto", "bf16", "fp32"] = precision
         self.block_size = block_size
+        self.knows_classes = guidance != 0
 
     def training_settings(self) -> dict[str, Any]:
         network = ("widths", "layers", "label_dropout", "ema", "diffusion_steps")

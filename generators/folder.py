@@ -44,6 +44,9 @@ class FolderGenerator(StoredGenerator):
     def training_settings(self) -> dict[str, Any]:
         return {"kind": "folder", "files": self._digest}
 
+    def content(self) -> dict[str, str]:
+        return {"root": self._digest}
+
     def fit(self, data: TrainingImages, folder: Path, progress: Callable[[int, int, float], None]) -> None:
         found, shape = self._of(data), data.images.shape[1:]
         if shape[0] not in _MODES:

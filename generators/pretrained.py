@@ -84,6 +84,9 @@ class PretrainedGenerator(Generator):
             return {"weights": f"sha256:{weights_digest(self._local)}"}
         return {"weights": f"{self.model}@{self._commit()}"}
 
+    def content(self) -> dict[str, str]:
+        return {"model": self.training_settings()["weights"]}
+
     def sampling_settings(self) -> dict[str, Any]:
         names = ("steps", "guidance", "scheduler", "precision", "block_size")
         return {name: getattr(self, name) for name in names}

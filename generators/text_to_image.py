@@ -75,6 +75,10 @@ class TextToImage(PretrainedGenerator):
         lora = f"sha256:{weights_digest(self._lora_folder())}" if self.lora is not None else None
         return {**super().training_settings(), "lora": lora}
 
+    def content(self) -> dict[str, str]:
+        lora = self.training_settings()["lora"]
+        return super().content() | ({} if lora is None else {"lora": lora})
+
     def sampling_settings(self) -> dict[str, Any]:
         names = ("prompts", "negative_prompt", "size", "class_names", "safety_checker")
         return {**super().sampling_settings(), **{name: getattr(self, name) for name in names}}

@@ -68,7 +68,7 @@ class UnconditionalDenoiser:
 class Unconditional(PretrainedGenerator):
     """Images of a diffusers pipeline without classes: DDPMPipeline, DDIMPipeline (pixels), LDMPipeline (VQ latents).
 
-    With ``method: fedlmg`` the clients' classifiers guide them to classes; elsewhere images say nothing of their label.
+    With ``method: fedlmg`` the clients' classifiers guide them to classes; where images must have one, it is refused.
 
     Args:
         model: local folder, or id on the hub.
@@ -77,6 +77,8 @@ class Unconditional(PretrainedGenerator):
         precision: of the weights; ``auto`` is fp16 on GPUs (bf16 where classifiers guide), fp32 elsewhere.
         block_size: images made together.
     """
+
+    knows_classes = False
 
     def __init__(
         self,

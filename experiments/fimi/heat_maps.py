@@ -67,8 +67,10 @@ def main() -> int:
     for axis, measure in zip(axes, MEASURES, strict=True):
         table = np.array([[mean_of(grid, measure, error_max=e, t_max_s=t) for t in times] for e in errors])
         axis.imshow(table, cmap="viridis", origin="lower", aspect="auto")
+        middle = (np.nanmin(table) + np.nanmax(table)) / 2
         for (row, column), value in np.ndenumerate(table):
-            axis.text(column, row, f"{value:.4g}", ha="center", va="center", color="w", fontsize=8)
+            colour = "k" if value > middle else "w"  # the map goes from dark to bright
+            axis.text(column, row, f"{value:.4g}", ha="center", va="center", color=colour, fontsize=8)
         axis.set_xticks(range(len(times)), [f"{value:g}" for value in times])
         axis.set_yticks(range(len(errors)), [f"{value:g}" for value in errors])
         axis.set_xlabel("Tmax [s]")

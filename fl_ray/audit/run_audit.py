@@ -24,6 +24,8 @@ from fl_ray.federated_generator import make_synthesis
 from fl_ray.guides import guide_of
 from fl_ray.methods.base import Method
 from fl_ray.methods.fedlmg import FedLMG
+from fl_ray.methods.one_shot import OneShot
+from fl_ray.methods.reference import ServerOnly
 from fl_ray.model import ImageShape, WeightLayout, build_module, initial_module
 from fl_ray.preparation import check_partition, make_context
 from fl_ray.progress import Progress
@@ -101,12 +103,12 @@ class _Auditor:
             _number(file): self._load(file, self._model_of(_number(file)))
             for file in sorted((self.folder / "uploads").glob("client_*.safetensors"))
         }
-        audits = []
+        audits, own_epochs = [], self.config.training.local_epochs
         for client, module in uploads.items():
             self.progress.message(f"client {client}: attacking its classifier")
             found = ModelAudit(f"client {client}")
             rows, tests = self.data.partition.of(client), self._tests_like(client)
-            found.attacks = self._attacks(module, rows, tests, self._model_of(client), 1, shadows, client)
+            found.attacks = self._attacks(module, rows, tests, self._model_of(client), own_epochs, shadows, client)
             if steps:
                 found.inverted, found.recognised = self._invert(client, uploads, rows, tests, steps, per_class)
             audits.append(found)
@@ -115,8 +117,8 @@ class _Auditor:
         if set(tensors) == set(build_module(self.config.model, self.shape, self.config.training).state_dict()):
             rows, tests = self.data.partition.owned(), np.arange(len(self.data.test_labels))
             module = self._load(final, self.config.model)
-            trained = self.config.rounds if self.method.trains_clients and not uploads else 1
-            attacks = self._attacks(module, rows, tests, self.config.model, trained, shadows, self.config.data.clients)
+            epochs, key = self._epochs_of_the_result(), self.config.data.clients
+            attacks = self._attacks(module, rows, tests, self.config.model, epochs, shadows, key)
             audits.append(ModelAudit(GLOBAL, attacks))
         if not audits:
             raise SettingError(
@@ -126,6 +128,15 @@ class _Auditor:
         if isinstance(self.method, FedLMG) and uploads:
             self._guided(uploads, audits)
         return audits
+
+    def _epochs_of_the_result(self) -> int | None:
+        """Epochs that the run's model was trained for, on whatever images; None where its head alone was."""
+        method, rounds, local = self.method, self.config.rounds, self.config.training.local_epochs
+        if isinstance(method, OneShot):
+            return None if method.server.head_only else method.server.epochs
+        if isinstance(method, ServerOnly):
+            return None if method.head_only else rounds * (method.server_epochs or local)
+        return rounds * local
 
     def _model_of(self, client: int) -> Component:
         return self.method.model_of(self.config, client)
@@ -161,7 +172,7 @@ class _Auditor:
         rows: np.ndarray,
         tests: np.ndarray,
         component: Component,
-        rounds: int,
+        epochs: int | None,
         shadows: int,
         key: int,
     ) -> dict[str, Attack | str]:
@@ -174,14 +185,17 @@ class _Auditor:
         tested = data.test_images[tests], data.test_labels[tests]
         others = features(module, self._inputs(tested[0]), torch.from_numpy(tested[1]))
         found: dict[str, Attack | str] = {"loss threshold": attack(members[:, 0], others[:, 0])}
+        if epochs is None:
+            found["shadow models"] = "no shadows of a model whose head alone was trained"
+            return found
         if shadows == 0 or len(data.public) < 2 * _LEAST:
             found["shadow models"] = "no public images to train shadows on" if shadows else "not asked for"
             return found
-        trained = [self._shadow(component, rounds, key, number) for number in range(shadows)]
+        trained = [self._shadow(component, epochs, key, number) for number in range(shadows)]
         found["shadow models"] = attack(*shadow_scores(trained, members, others))
         return found
 
-    def _shadow(self, component: Component, rounds: int, key: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+    def _shadow(self, component: Component, epochs: int, key: int, number: int) -> tuple[np.ndarray, np.ndarray]:
         """A classifier like the attacked one, trained on half of the public images: its features of both halves."""
         training, seed = self.config.training, self.config.seed
         rng = numpy_generator(seed, "audit/shadow", key, number)
@@ -191,7 +205,6 @@ class _Auditor:
         with seeded_torch(seed, "audit/shadow", key, number):
             module = initial_module(component, self.shape, training)
         inside, outside = order[:half], order[half : 2 * half]
-        epochs = training.local_epochs * rounds
         train_locally(module, x[inside], y[inside], training, epochs, 1.0, (seed, "audit/shadow", key, number))
         return features(module, x[inside], y[inside]), features(module, x[outside], y[outside])
 

@@ -61,7 +61,9 @@ def _tune(study: Study, output: Path, shown: str) -> int:
         print(f"fl-ray: go on with fl-ray tune --resume {shown}", file=sys.stderr)
         raise
     finally:
-        end_study(study, output, status)
+        untold = end_study(study, output, status)
+        if untold is not None:
+            print(f"fl-ray: the study's end is not in MLflow: {untold}", file=sys.stderr)
     print_table(*table, f"{study.name}: {', '.join(study.metric)} by {study.algorithm.name}")
     print(f"report: {shown.rstrip('/')}/report.html")
     return 0

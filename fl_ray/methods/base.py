@@ -34,6 +34,7 @@ class Method(ABC):
         needs: ``sum``: the shares' weighted average of updates is enough, and memory does not grow with the cohort;
             ``individual``: ``RoundResult.weights`` holds every client's weights.
         uses_generator: the recipe needs a ``generator``.
+        needs_classes: its images must be of the classes that they are asked for.
         trains_clients: clients train in this method's rounds.
         exchanges_weights: clients receive and send the model each round.
         weighs_clients: a client's share counts in the average.
@@ -50,6 +51,7 @@ class Method(ABC):
 
     needs: Literal["sum", "individual"] = "sum"
     uses_generator: bool = False
+    needs_classes: bool = True
     trains_clients: bool = True
     exchanges_weights: bool = True
     weighs_clients: bool = True
@@ -60,6 +62,10 @@ class Method(ABC):
     server_epochs: int | None = None
     own_models: tuple[Component, ...] = ()
     keeps_client_models: bool = False
+
+    def input_files(self) -> list[str]:
+        """Files that the settings name and that decide results, as they are written there."""
+        return []
 
     def check(self, config: RunConfig, generator: Generator | None) -> None:
         """Refuse settings that the method can't run with, before data are read or a generator is trained."""

@@ -74,6 +74,7 @@ class FedLMG(OneShot):
     """
 
     uses_generator = True
+    needs_classes = False  # the guides know them
 
     def __init__(
         self,

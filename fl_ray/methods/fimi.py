@@ -57,6 +57,9 @@ class FIMI(FedAvg):
         self.plan_file, self.replan_every = plan, replan_every
         self._period = 0
 
+    def input_files(self) -> list[str]:
+        return [] if self.plan_file is None else [self.plan_file]
+
     def equip(
         self, config: RunConfig, data: FederatedData, fleet: Fleet, synthesis: Synthesis | None
     ) -> tuple[FederatedData, Fleet]:

@@ -210,6 +210,7 @@ class FedDF(OneShot):
         require_counts(images_per_class=images_per_class)
         self.distil_on, self.images_per_class = distil_on, images_per_class
         self.uses_generator = distil_on == "synthetic"
+        self.needs_classes = False  # the clients' logits are all that is learned from
 
     def check(self, config: RunConfig, generator: Generator | None) -> None:
         super().check(config, generator)

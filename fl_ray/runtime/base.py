@@ -118,6 +118,10 @@ class Runtime(ABC):
         self.spare: Mapping[str, float] = {}
         self.paths: dict[str, tuple[TrainingPath, str]] = {}
 
+    def leave(self, spare: Mapping[str, float]) -> None:
+        """Leave so much of a cluster to others from now on."""
+        self.spare = spare
+
     @abstractmethod
     def open(self, job: Job, data: JobData, config: FleetConfig, fleet: Fleet, cohort_size: int) -> None:
         """Get ready for a run on these devices."""

@@ -177,6 +177,12 @@ class RayRuntime(Runtime):
             self._load_all()
         self._settle()
 
+    def leave(self, spare: Mapping[str, float]) -> None:
+        if spare != self.spare:  # a generator's pool may start before the clients' actors are planned anew
+            self._starting.join()
+            self._release()
+        super().leave(spare)
+
     def shared(self) -> JobData:
         return ray.get(self._data)
 

@@ -83,7 +83,7 @@ class OpenRuntimes:
         if self._open is None or key != self._key:
             self.close()
             self._key, self._open = key, open_runtime(config, self._progress)
-        self._open.spare = spare(config)
+        self._open.leave(spare(config))
         return self._open
 
     def close(self) -> None:

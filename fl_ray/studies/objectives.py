@@ -68,7 +68,9 @@ class RunObjective:
             trial.wall_s = earlier + time.perf_counter() - began
             trial.write(self.output)
             if tracked is not None:
-                tracked.end(trial)
+                trial.tracking_error = tracked.end(trial)
+                if trial.tracking_error is not None:
+                    trial.write(self.output)
         return {**trial.metrics, STEP: config.rounds * len(self.study.seeds)}
 
     def _rounds(self, config: RunConfig, trial: Trial) -> Iterator[list[dict[str, Any]]]:

@@ -18,6 +18,7 @@ from fl_ray.config import RunConfig
 from fl_ray.devices.fleet import draw_fleet
 from fl_ray.errors import FlRayError, OutputError, PlacementError
 from fl_ray.experiment import check
+from fl_ray.input_files import check_inputs, input_files
 from fl_ray.progress import Progress
 from fl_ray.recipes import apply_overrides
 from fl_ray.run_folder import new_folder, write_json
@@ -36,7 +37,7 @@ from tuning.tune_study import run_trials, trials_that_fit
 
 __all__ = ["begin_study", "journal_of", "resume_study", "run_study", "study_wall_s"]
 
-_FILE, _WALL = "study.yaml", "wall.json"
+_FILE, _WALL, _INPUTS = "study.yaml", "wall.json", "inputs.json"
 _UNSEEN = "it ran on a node that does not see the study's folder; give an --output that all nodes see"
 
 
@@ -62,6 +63,7 @@ def begin_study(study: Study, output: Path) -> Study:
         here["data.root"] = str(Path(base.data.root).resolve())
     study = replace(study, recipe=apply_overrides(study.recipe, here))
     (output / _FILE).write_text(yaml.safe_dump(study.to_dict(), sort_keys=False), encoding="utf-8")
+    write_json(output / _INPUTS, input_files(base))
     return study
 
 
@@ -72,11 +74,14 @@ def resume_study(output: Path, trials: int | None) -> Study:
         trials: in place of those that it was begun with: more of them.
 
     Raises:
-        OutputError: there is no study in it.
+        OutputError: there is no study in it, or files that its recipe names have changed.
     """
     if not (output / _FILE).exists():
         raise OutputError(f"--resume {output}: no {_FILE} in it, so this is no study's folder")
     study = load_study(output / _FILE, {}, trials)
+    known = output / _INPUTS
+    if known.exists():
+        check_inputs(json.loads(known.read_text(encoding="utf-8")), input_files(study.base()), f"--resume {output}")
     (output / _FILE).write_text(yaml.safe_dump(study.to_dict(), sort_keys=False), encoding="utf-8")
     return study
 
@@ -163,9 +168,8 @@ def run_study(study: Study, output: Path, progress: Progress) -> list[Trial]:
         left = study.trials - len(ended)
         if study.algorithm.name == "grid":
             candidates = study.search_space().grid()
-            if not journal.get_trials(deepcopy=False):
-                for candidate in candidates[: study.trials]:
-                    journal.enqueue_trial(candidate)
+            for candidate in candidates[: study.trials]:  # more of them than at first, where --trials says so
+                journal.enqueue_trial(candidate, skip_if_exists=True)
             left = min(study.trials, len(candidates)) - len(ended)
         if left > 0:
             tracks = base.tracking.enabled and study.objective == "run"
@@ -187,7 +191,8 @@ def run_study(study: Study, output: Path, progress: Progress) -> list[Trial]:
                 output,
                 watcher,
             )
-            if any(not trial.state.is_finished() for trial in journal.get_trials(deepcopy=False)):
+            done = sum(trial.state.is_finished() for trial in journal.get_trials(deepcopy=False))
+            if done < len(ended) + left:
                 raise KeyboardInterrupt  # Ray Tune has caught it, and ended its trials
     finally:
         progress.stop()
@@ -247,4 +252,6 @@ class _Watcher:
         params = ", ".join(f"{name} {shown(value)}" for name, value in trial.params.items())
         if len(params) > 100:
             params = f"{params[:97]}..."
+        if trial.tracking_error is not None:
+            found += f"; its end is not in MLflow: {trial.tracking_error}"
         self.progress.message(f"{self.count}/{self.trials} trial {number} ({params}) {state}, {found}")

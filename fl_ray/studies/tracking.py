@@ -48,13 +48,19 @@ class TrialRun:
             self.run_id = trial.mlflow_run
             self.client.update_run(self.run_id, status="RUNNING")
 
-    def end(self, trial: Trial) -> None:
-        """Log what the trial came to, and end its run."""
-        _log_metrics(self.client, self.run_id, trial.metrics)
-        self.client.set_tag(self.run_id, "state", trial.state)
-        if trial.error is not None:
-            self.client.set_tag(self.run_id, "error", trial.error[:500])
-        self.client.set_terminated(self.run_id, _ENDED[trial.state])
+    def end(self, trial: Trial) -> str | None:
+        """Log what the trial came to, and end its run. What kept it from that: a trial that is done stays so."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            _log_metrics(self.client, self.run_id, trial.metrics)
+            self.client.set_tag(self.run_id, "state", trial.state)
+            if trial.error is not None:
+                self.client.set_tag(self.run_id, "error", trial.error[:500])
+            self.client.set_terminated(self.run_id, _ENDED[trial.state])
+        except MlflowException as error:
+            return _first_line(error)
+        return None
 
 
 def begin_study_run(study: Study, output: Path) -> str:
@@ -86,17 +92,34 @@ def _log_metrics(client: MlflowClient, run_id: str, metrics: Mapping[str, float 
             client.log_metric(run_id, f"{prefix}{name}", value)
 
 
-def end_study(study: Study, output: Path, status: str) -> None:
+def end_study(study: Study, output: Path, status: str) -> str | None:
     """Log the best trial's metrics and the study's report into its run, where it has one, and end it.
 
     Args:
         status: MLflow's.
+
+    Returns:
+        What kept it from that.
     """
-    known = output / _FILE
-    if not known.exists():
-        return
+    if not (output / _FILE).exists():
+        return None
+    from mlflow.exceptions import MlflowException
+
+    try:
+        _log_study(study, output, status)
+    except MlflowException as error:
+        return _first_line(error)
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _log_study(study: Study, output: Path, status: str) -> None:
     import mlflow
 
+    known = output / _FILE
     stored = json.loads(known.read_text(encoding="utf-8"))
     client, run_id = mlflow.MlflowClient(stored["uri"]), stored["run_id"]
     for trial in best_trials(study.mode, study.metric, all_trials(output))[:1]:

@@ -26,6 +26,7 @@ class Trial:
         wall_s: seconds, over all its attempts.
         error: why it failed.
         mlflow_run: its run in the tracking store.
+        tracking_error: what kept the store from hearing of its end.
     """
 
     number: int
@@ -36,6 +37,7 @@ class Trial:
     wall_s: float = 0.0
     error: str | None = None
     mlflow_run: str | None = None
+    tracking_error: str | None = None
 
     def write(self, study: Path) -> None:
         """Into its folder of the study's."""

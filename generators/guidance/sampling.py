@@ -73,7 +73,7 @@ def clean_estimate(s: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
     return (s - (1 - alpha_bar).sqrt() * noise) / alpha_bar.sqrt()
 
 
-_SHOWS = 1e-3  # alpha-bar from which on a sample holds something of its image; Stable Diffusion begins at 5e-3
+_SHOWS = 1e-6  # alpha-bar from which on a sample holds something of its image
 
 
 class GuidedSampler:

@@ -159,15 +159,17 @@ def test_the_code_of_a_user_s_own_model_decides(
     assert not changed["client_models"]["from_cache"]
 
 
-@pytest.mark.parametrize("place", [0.0, 0.2, 0.99, None])
-def test_damage_is_told_and_mended(place: float | None, cache: Path, run: Callable[..., Any], steps: list[int]) -> None:
+@pytest.mark.parametrize("place", [b"", b"seconds", -1, None], ids=["size of header", "record", "weights", "cut"])
+def test_damage_is_told_and_mended(
+    place: bytes | int | None, cache: Path, run: Callable[..., Any], steps: list[int]
+) -> None:
     whole, _ = run(**HOOKED)
     (file,) = cache.glob(f"client_models/*/{FILE}")
     content = bytearray(file.read_bytes())
     if place is None:
         content = content[: len(content) // 2]
     else:
-        content[int(place * len(content))] ^= 1
+        content[content.index(place) if isinstance(place, bytes) else place] ^= 1
     file.write_bytes(content)
     heard, trained = Heard(), len(steps)
     mended, summary = run(progress=heard, **HOOKED)

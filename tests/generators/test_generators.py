@@ -12,6 +12,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, UNet2DMod
 from fl_ray.config import RunConfig
 from fl_ray.data.parts import FederatedData, prepare
 from fl_ray.errors import PlacementError, SettingError
+from fl_ray.experiment import check
 from fl_ray.progress import Progress
 from fl_ray.synthesis import Synthesis
 from generators.base import Block, TrainingImages, block_seed
@@ -112,9 +113,11 @@ def test_guidance_is_the_sum_of_both_predictions(folder: Path) -> None:
 def test_sampling_begins_at_pure_noise(folder: Path) -> None:
     for sampler in ("ddim", "ddpm", "dpmpp"):
         scheduler = (
-            DiffusionGenerator(**{**TINY, "sampler": sampler}).load(folder, torch.device("cpu")).pipeline.scheduler
+            DiffusionGenerator(**{**TINY, "sampler": sampler, "steps": 4})
+            .load(folder, torch.device("cpu"))
+            .pipeline.scheduler
         )
-        scheduler.set_timesteps(7)
+        scheduler.set_timesteps(8)
         assert scheduler.timesteps[0] == 999
         assert scheduler.alphas_cumprod[999] < 1e-8
 
@@ -250,10 +253,43 @@ def test_generator_that_can_not_learn_or_fit(small: Callable[..., RunConfig], ra
         Synthesis(config.generator, data_of(config), Progress(False), True, 1).images(np.ones(10, dtype=int), 99)
 
 
-@pytest.mark.parametrize("bad", [{"train_steps": 0}, {"label_dropout": 1.0}, {"steps": 2000}, {"lr": -1.0}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"train_steps": 0},
+        {"label_dropout": 1.0},
+        {"label_dropout": 0.0, "guidance": 1.5},
+        {"steps": 2000},
+        {"steps": 60, "sampler": "ddim"},
+        {"lr": -1.0},
+    ],
+)
 def test_bad_settings_are_refused(bad: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         DiffusionGenerator(**bad)
+
+
+def test_images_without_classes_are_for_those_that_need_none(small: Callable[..., RunConfig]) -> None:
+    free = {"with_generator": True, "generator__guidance": 0.0}
+    with pytest.raises(SettingError, match=r"diffusion knows no classes .* but method genfl needs images of them"):
+        check(small(method__name="genfl", **free))
+    check(small(method={"name": "feddf", "distil_on": "synthetic"}, rounds=1, clients_per_round=6, **free))
+    check(small(method__name="fedlmg", model={"name": "mlp"}, rounds=1, clients_per_round=6, **free))
+
+
+def test_a_user_s_own_generator_is_found_by_its_code(
+    small: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source = "from tests.generators.own import FlatGenerator\nclass Mine(FlatGenerator):\n    pass\n"
+    keys = []
+    for change in ("", "    # a mended bug\n", ""):
+        (tmp_path / "my_own_generator.py").write_text(source + change)
+        config = small(generator={"name": "my_own_generator:Mine"})
+        made = Synthesis(config.generator, data_of(config), Progress(False), False, 1)
+        keys.append((made.key, made.sampling_key))
+    assert keys[0] == keys[2] != keys[1]
+    assert keys[0][1] != keys[1][1]
 
 
 def test_an_unknown_class_is_refused(folder: Path) -> None:

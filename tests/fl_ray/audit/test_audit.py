@@ -19,6 +19,7 @@ from fl_ray.audit.run_audit import GLOBAL, audit_run
 from fl_ray.errors import OutputError, SettingError
 from fl_ray.experiment import Experiment
 from fl_ray.progress import Progress
+from fl_ray.runtime.local_training import train_locally
 from generators.guidance.losses import ClassifierGuide
 from lightning_modules.networks import MLP
 from tests.conftest import Call
@@ -140,6 +141,22 @@ def test_a_final_model_alone_is_audited(run_small: Run) -> None:
     found = audit_run(experiment.folder.path, 2, 0, 1, Progress(False))
     assert [model.name for model in found.models] == [GLOBAL]
     assert found.models[0].attacks["shadow models"] == "no public images to train shadows on"
+
+
+def test_shadows_of_the_server_s_model_are_trained_as_long_as_it(
+    run_small: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def train(*arguments: Any) -> None:
+        seen.append(arguments[4])
+        train_locally(*arguments)
+
+    monkeypatch.setattr("fl_ray.audit.run_audit.train_locally", train)
+    for settings in ({"method": {"name": "centralised", "server_epochs": 4}}, {"training__local_epochs": 2}):
+        experiment, _ = run_small(**settings)  # of three rounds
+        audit_run(experiment.folder.path, 1, 0, 1, Progress(False))
+    assert seen == [12, 6]
 
 
 def test_images_are_recognised_by_clients_that_know_their_class_alone(run_small: Run) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import os
 import signal
+import sqlite3
 import subprocess
 import threading
 import time
@@ -26,8 +27,9 @@ from fl_ray.run_folder import RunFolder
 from fl_ray.runtime.start import open_runtime
 from fl_ray.studies.metrics import measure
 from fl_ray.studies.objectives import RunObjective
-from fl_ray.studies.run_study import begin_study, journal_of, run_study
+from fl_ray.studies.run_study import begin_study, journal_of, resume_study, run_study
 from fl_ray.studies.settings import Study, load_study
+from fl_ray.studies.tracking import begin_study_run, end_study
 from fl_ray.studies.trials import Trial, all_trials, best_trials
 from tests.conftest import Call
 from tests.faults.driving import COMMAND
@@ -134,6 +136,31 @@ def test_what_a_cut_trial_has_left_does_not_count_in_steps_that_are_done_again(t
     assert next(steps)["final_accuracy"] <= 1.0
     steps.close()
     objective.close()
+
+
+def test_a_grid_that_is_resumed_goes_on_with_what_it_lacks(ray_session: None, tmp_path: Path) -> None:
+    space = {"training.lr": {"choice": [0.1, 0.2, 0.3]}}
+    study, output = begun(tmp_path, space=space, algorithm="grid", concurrency=1, trials=1, settings={"rounds": 1})
+    assert len(run_study(study, output, Progress(enabled=False))) == 1
+    trials = run_study(resume_study(output, 9), output, Progress(enabled=False))
+    assert [trial.params["training.lr"] for trial in trials] == [0.1, 0.2, 0.3]
+
+
+def test_a_store_that_is_away_at_the_end_leaves_a_trial_finished(tmp_path: Path) -> None:
+    study, output = begun(tmp_path, settings={"rounds": 1})
+    parent = begin_study_run(study, output)
+    objective = RunObjective(study, output, parent)
+    steps = objective.begin(0, {"training.lr": 0.1, "training.local_epochs": 1})
+    next(steps)
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as store:
+        store.execute("ALTER TABLE tags RENAME TO gone")
+    with pytest.raises(StopIteration):
+        next(steps)
+    objective.close()
+    (trial,) = all_trials(output)
+    assert (trial.state, trial.error) == ("finished", None)
+    assert "tags" in trial.tracking_error
+    assert "tags" in end_study(study, output, "FINISHED")
 
 
 def test_a_failed_trial_is_recorded_and_the_study_goes_on(ray_session: None, tmp_path: Path) -> None:
