@@ -31,7 +31,7 @@ from generators.base import Generator
 from generators.guidance.losses import Statistics, batch_norms
 from generators.guidance.sampling import GuidanceSettings
 
-__all__ = ["FedLMG", "teachers"]
+__all__ = ["FedLMG", "recognised", "teachers"]
 
 
 def teachers(probabilities: np.ndarray, known: np.ndarray, guided_by: np.ndarray | None) -> np.ndarray:
@@ -140,7 +140,10 @@ class FedLMG(OneShot):
         images, labels, guided_by = self.synthesise(run, clients)
         given = run.runtime.predict(self.uploads, run.runtime.put(images, labels))
         logs = np.stack([given[client] for client in clients])
-        self._note(run, logs, labels, guided_by, known)
+        domains = run.data.source.domains
+        if domains is not None:
+            domains = [np.unique(domains[run.data.partition.of(client)]).tolist() for client in clients]
+        run.notes["guided_accuracy"] = recognised(logs.argmax(axis=2) == labels, labels, guided_by, known, domains)
         if self.accept is not None:
             found = accepted(logs[guided_by, np.arange(len(labels))], labels, guided_by, self.accept)
             run.notes["accepted"] = found.note(guided_by, len(clients))
@@ -175,8 +178,10 @@ class FedLMG(OneShot):
                 wanted = np.where(known, self.images_per_class, 0)
                 images, jobs = guided.images(wanted.ravel(), run.config.seed)
             counted = guided.counted()
-            blocks = max(1, counted.get("blocks", 0))
-            counted |= {name: counted[name] / blocks for name in ("loss_first", "loss_last") if name in counted}
+            blocks = counted.get("blocks", 0)
+            for name in ("loss_first", "loss_last"):
+                total = counted.pop(name, 0.0)
+                counted |= {name: total / blocks} if blocks else {}  # nothing was guided, or all was made before
             run.notes.setdefault("guided_synthesis", {**guided.report(), **counted})  # of when they were made
         finally:
             guided.close()
@@ -192,19 +197,24 @@ class FedLMG(OneShot):
         order = np.lexsort((guided_by, number, labels))
         return images[order], labels[order]
 
-    def _note(
-        self,
-        run: RunContext,
-        logs: np.ndarray,
-        labels: np.ndarray,
-        guided_by: np.ndarray,
-        known: np.ndarray,
-    ) -> None:
-        """How many of the images are what they should be, by who guided them and by the others that know the class."""
-        right = logs.argmax(axis=2) == labels
-        own = np.arange(len(known))[:, None] == guided_by
-        others = ~own & known[:, labels]
-        run.notes["guided_accuracy"] = {
-            "own_classifier": float(right[own].mean()),
-            "other_classifiers": float(right[others].mean()) if others.any() else None,
-        }
+
+def recognised(
+    right: np.ndarray, labels: np.ndarray, guided_by: np.ndarray, known: np.ndarray, domains: list[list[int]] | None
+) -> dict[str, float | None]:
+    """The share of guided images that classifiers take for their class: those that guided, the others that know the
+    class, and of these the ones whose images are of the same domains as the guide's. None where there are none.
+
+    Args:
+        right: bool [clients, images], whether a client's classifier does.
+        labels: of the images.
+        guided_by: place of each image's guide among the clients.
+        known: bool [clients, classes].
+        domains: of each client's images; None where the data have none.
+    """
+    own = np.arange(len(known))[:, None] == guided_by
+    others = ~own & known[:, labels]
+    found = {"own_classifier": own, "other_classifiers": others}
+    if domains is not None:
+        like = np.array([[one == other for other in domains] for one in domains])
+        found["other_classifiers_of_the_domain"] = others & like[:, guided_by]
+    return {name: float(right[chosen].mean()) if chosen.any() else None for name, chosen in found.items()}

@@ -16,7 +16,7 @@ from fl_ray.config import RunConfig, TrainingConfig
 from fl_ray.data.parts import prepare
 from fl_ray.errors import SettingError
 from fl_ray.experiment import Experiment
-from fl_ray.methods.fedlmg import FedLMG, teachers
+from fl_ray.methods.fedlmg import FedLMG, recognised, teachers
 from fl_ray.model import ImageShape, WeightLayout, build_module, initial_weights
 from fl_ray.recipes import make_component
 from fl_ray.replay import replay
@@ -139,6 +139,18 @@ def test_what_teachers_say_by_hand() -> None:
     assert teachers(said, known, np.array([1]))[0] == pytest.approx([0.1, 0.2, 0.7])
     # The mean over those that know a class: 0.3, 0.25 and the second teacher's 0.7 alone.
     assert teachers(said, known, None)[0] == pytest.approx(np.array([0.3, 0.25, 0.7]) / 1.25)
+
+
+def test_who_recognises_guided_images_by_hand() -> None:
+    right = np.array([[1, 1, 0, 1], [1, 0, 0, 0], [0, 1, 1, 1]], dtype=bool)  # three clients, four images
+    labels, guided_by = np.array([0, 1, 0, 1]), np.array([0, 0, 1, 2])
+    known = np.array([[1, 1], [1, 1], [1, 0]], dtype=bool)
+    found = recognised(right, labels, guided_by, known, [[0], [0], [1]])
+    assert found["own_classifier"] == 3 / 4  # 1, 1, 0, 1
+    assert found["other_classifiers"] == 3 / 7  # image 0: 1, 0; 1: 0 (the third knows no class 1); 2: 0, 1; 3: 1, 0
+    assert found["other_classifiers_of_the_domain"] == 1 / 3  # image 0: 1; 1: 0; 2: 0; nobody is like the third
+    assert recognised(right, labels, guided_by, known, [[0], [1], [2]])["other_classifiers_of_the_domain"] is None
+    assert "other_classifiers_of_the_domain" not in recognised(right, labels, guided_by, known, None)
 
 
 def test_fedlmg_guides_and_a_second_aggregation_finds_the_images_in_the_cache(run_small: Run) -> None:

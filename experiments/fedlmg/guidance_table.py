@@ -1,0 +1,80 @@
+"""What guidance did and what it cost, over seeds: the guide's loss, who recognises the images, clients, bytes, server.
+
+    fl-ray compare experiments/fedlmg/digit_domains.yaml --seeds 0 1 2 --output runs/fedlmg-digits
+    python experiments/fedlmg/guidance_table.py runs/fedlmg-digits
+
+Reads the finished runs of a comparison; writes guidance.md into its folder. Seconds of images are those of the run that
+made them: rows that share images find them in the cache, and show a dash.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fl_ray.commands.reports import run_folders
+from fl_ray.comparison import rows_of_runs
+from fl_ray.report.comparison_report import markdown_table
+from fl_ray.summary import mean_std, spread_text
+
+Summary = dict[str, Any]
+
+
+def _of(part: str, name: str, factor: float = 1.0) -> Callable[[Summary], float]:
+    def of(summary: Summary) -> float:
+        value = (summary.get(part) or {}).get(name)
+        return np.nan if value is None else factor * value
+
+    return of
+
+
+def _seconds_per_image(part: str) -> Callable[[Summary], float]:
+    def of(summary: Summary) -> float:
+        made = summary.get(part) or {}
+        return made["sampling_seconds"] / made["images_made"] if made.get("images_made") else np.nan
+
+    return of
+
+
+COLUMNS: dict[str, tuple[Callable[[Summary], float], int]] = {
+    "loss, first": (_of("guided_synthesis", "loss_first"), 2),
+    "loss, last": (_of("guided_synthesis", "loss_last"), 2),
+    "own classifier [%]": (_of("guided_accuracy", "own_classifier", 100), 1),
+    "another of the domain [%]": (_of("guided_accuracy", "other_classifiers_of_the_domain", 100), 1),
+    "all others [%]": (_of("guided_accuracy", "other_classifiers", 100), 1),
+    "guided [s/image]": (_seconds_per_image("guided_synthesis"), 3),
+    "unguided [s/image]": (_seconds_per_image("synthesis"), 3),
+    "clients' training [s]": (_of("client_models", "train_seconds"), 0),
+    "server's [s]": (_of("wall_s", "aggregate"), 0),
+    "uploads [MB]": (lambda summary: summary["bytes_up"] / 1e6, 2),
+}
+
+
+def _text(values: list[float], digits: int) -> str:
+    mean, std = mean_std([value for value in values if np.isfinite(value)])
+    return spread_text({"x_mean": mean, "x_std": std}, "x", digits)
+
+
+def main() -> int:
+    if len(sys.argv) != 2:
+        print(__doc__, file=sys.stderr)
+        return 2
+    output = Path(sys.argv[1])
+    rows, by_label, _ = rows_of_runs(run_folders(output))
+    body = []
+    for row in rows:
+        summaries = [folder.summary() for folder in by_label[row["label"]]]
+        cells = [_text([of(summary) for summary in summaries], digits) for of, digits in COLUMNS.values()]
+        body.append([row["label"], *cells])
+    text = markdown_table(["run", *COLUMNS], body)
+    (output / "guidance.md").write_text(text, encoding="utf-8")
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
