@@ -94,4 +94,5 @@ def log_model(config: RunConfig, data: FederatedData, weights: np.ndarray) -> No
     if hasattr(module, "evaluation"):
         return
     WeightLayout(module).write(torch.from_numpy(np.array(weights)))
-    tracking.log_model(module, shape.normalise(data.test_images[:2], torch.device("cpu")).numpy())
+    example = shape.normalise(data.test_images[:2], torch.device("cpu")).numpy()
+    tracking.log_model(module, example, config.tracking.registered_model)

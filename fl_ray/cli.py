@@ -86,7 +86,13 @@ def _parser() -> Any:
     compare.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time, each in its own process")
     compare.add_argument("--mlflow", type=str, default=None, metavar="EXPERIMENT", help="read runs instead of running")
     compare.add_argument("--filter", type=str, default=None, metavar="F", help="MLflow's, as \"tags.method = 'genfl'\"")
-    compare.add_argument("--baseline", type=str, default=None, metavar="LABEL", help="that the others are held against")
+    compare.add_argument(
+        "--baseline",
+        type=str,
+        default=None,
+        metavar="LABEL",
+        help="what the others are held against; default: the label whose first run began first",
+    )
     tune = command("tune", "search a recipe's settings: a study of many trials", _SETTINGS)
     tune.add_argument("study", nargs="?", type=str, help="YAML file")
     tune.add_argument("--trials", type=int, default=None, metavar="N", help="in place of the study's")
@@ -139,7 +145,9 @@ def _parser() -> Any:
     partition.add_argument("recipe", type=str, help="YAML file")
     partition.add_argument("--output", type=str, default=None, metavar="DIR", help="where the figure goes")
     report = command("report", "make reports again from what runs left")
-    report.add_argument("folders", nargs="+", type=str, metavar="DIR", help="a run, a comparison, or several runs")
+    report.add_argument(
+        "folders", nargs="+", type=str, metavar="DIR", help="a run, comparison or study, or several runs"
+    )
     report.add_argument("--output", type=str, default=None, metavar="DIR", help="for several runs: where it goes")
     ui = command("ui", "MLflow's page for the tracking store, on this machine alone")
     ui.add_argument("--port", type=int, default=5000, metavar="N", help="default: 5000")

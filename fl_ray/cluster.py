@@ -45,6 +45,11 @@ def entrypoint(
             f"--output {output}: a job's own folder goes when the job ends; give the whole path of a folder that all "
             "nodes see, or an address as s3://bucket/run"
         )
+    if output.startswith("memory:"):
+        raise SettingError(
+            f"--output {output}: memory is the job's own, and goes when it ends; give a folder that all nodes see, or "
+            "an address as s3://bucket/run"
+        )
     here = Path.cwd().resolve()
     if not file.resolve().is_relative_to(here):
         raise SettingError(f"{file}: it lies outside of the working folder {here}, which is what the job gets")
@@ -53,8 +58,11 @@ def entrypoint(
     if study and seeds:
         raise SettingError("--seeds: a study has seeds of its own")
     if study:
+        import optuna
+
         from fl_ray.studies.settings import load_study
 
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
         tracking = load_study(file, overrides).base().tracking
     else:
         tracking = make_config(apply_overrides(content, overrides)).tracking
@@ -91,7 +99,8 @@ class Jobs:
         self.address = address
         self._client = self._ask(lambda: JobSubmissionClient(address))
 
-    def _ask(self, question: Callable[[], Any]) -> Any:
+    def _ask(self, question: Callable[[], Any], job: str | None = None) -> Any:
+        """What the head answers; ``job``: that it is about."""
         from ray.exceptions import AuthenticationError
 
         try:
@@ -108,6 +117,8 @@ class Jobs:
                 "(its machine needs ray[default])"
             ) from error
         except RuntimeError as error:
+            if "status code 404" in str(error) and job is not None:
+                raise FlRayError(f"no job {job} at {self.address}; fl-ray jobs lists them") from error
             raise FlRayError(f"--address {self.address}: {str(error).splitlines()[0]}") from error
 
     def submit(
@@ -140,8 +151,8 @@ class Jobs:
                     raise
             time.sleep(1)  # the head answers before its own agent is up
 
-    def ours(self) -> list[dict[str, str]]:
-        """Our jobs, the newest first: id, name, status, command."""
+    def ours(self) -> list[dict[str, Any]]:
+        """Our jobs, the newest first: id, name, status, when it began (ms), command."""
         jobs = [job for job in self._ask(self._client.list_jobs) if _MARK in (job.metadata or {}) and job.submission_id]
         jobs.sort(key=lambda job: -(job.start_time or 0))
         return [
@@ -150,17 +161,18 @@ class Jobs:
                 "name": job.metadata.get("name", ""),
                 "status": str(job.status.value),
                 "command": job.entrypoint,
+                "began": job.start_time,
             }
             for job in jobs
         ]
 
     def status(self, job: str) -> str:
         """``PENDING``, ``RUNNING``, or one of ENDED."""
-        return str(self._ask(lambda: self._client.get_job_status(job)).value)
+        return str(self._ask(lambda: self._client.get_job_status(job), job).value)
 
     def exit_code(self, job: str) -> int:
         """What the job's command returned; 1 where that is not known."""
-        found = self._ask(lambda: self._client.get_job_info(job))
+        found = self._ask(lambda: self._client.get_job_info(job), job)
         code = getattr(found, "driver_exit_code", None)
         if code is not None:
             return int(code)
@@ -168,11 +180,11 @@ class Jobs:
 
     def stop(self, job: str) -> bool:
         """End a job; whether it was running."""
-        return bool(self._ask(lambda: self._client.stop_job(job)))
+        return bool(self._ask(lambda: self._client.stop_job(job), job))
 
     def logs(self, job: str) -> str:
         """Everything that the job has said."""
-        return str(self._ask(lambda: self._client.get_job_logs(job)))
+        return str(self._ask(lambda: self._client.get_job_logs(job), job))
 
     def follow(self, job: str) -> Iterator[str]:
         """What the job says, until it ends."""

@@ -304,6 +304,8 @@ class TrackingConfig:
     uri: str | None = None
     experiment: str | None = None
     """Default: the recipe's name."""
+    registered_model: str | None = None
+    """The final model becomes a version of this one in MLflow's registry; default: it is kept with its run alone."""
 
 
 @dataclass

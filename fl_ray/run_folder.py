@@ -63,7 +63,7 @@ def new_folder(path: Path) -> Path:
     if used:
         raise OutputError(
             f"--output {path}: the folder is in use, and nothing is overwritten; name another one, or go on with "
-            "an interrupted run: fl-ray run --resume DIR"
+            "an interrupted run or study: fl-ray run --resume DIR, fl-ray tune --resume DIR"
         )
     return path
 

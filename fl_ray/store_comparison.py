@@ -23,11 +23,12 @@ _CURVES = ("test_accuracy", "virtual_time_s", "energy_j")
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A finished run of the store: its label, seed, last metrics, and where its curves are."""
+    """A finished run of the store: its label, seed, when it began (ms), last metrics, and where its curves are."""
 
     run_id: str
     label: str
     seed: int
+    began: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -65,7 +66,9 @@ def runs_of_experiment(uri: str, experiment: str, wanted: str = "") -> tuple[lis
             seed = int(run.data.params["seed"])
             label = run.data.tags.get("label") or run.info.run_name.removesuffix(f"-seed{seed}")
             older += (label, seed) in newest
-            newest.setdefault((label, seed), StoredRun(run.info.run_id, label, seed, dict(run.data.metrics)))
+            newest.setdefault(
+                (label, seed), StoredRun(run.info.run_id, label, seed, run.info.start_time, dict(run.data.metrics))
+            )
         token = page.token
         if not token:
             break

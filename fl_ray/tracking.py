@@ -34,11 +34,12 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def log_model(module: torch.nn.Module, example: np.ndarray) -> None:
+def log_model(module: torch.nn.Module, example: np.ndarray, registered_as: str | None = None) -> None:
     """Log a model into the thread's active run, exported by torch (no pickle); its input is normalised images.
 
     Args:
         example: float32 [N, C, H, W] with N > 1, so that the exported batch size stays free.
+        registered_as: the model of the registry that it becomes a version of; None: of none.
     """
     import mlflow
     from mlflow.models import infer_signature
@@ -51,6 +52,7 @@ def log_model(module: torch.nn.Module, example: np.ndarray) -> None:
         name="model",
         signature=infer_signature(example, answer),
         input_example=example,
+        registered_model_name=registered_as,
         pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
     )
 
@@ -76,6 +78,7 @@ class Tracker:
         self._last_step = 0
         if run_id is None:
             common = {"method": config.method.name, "data": config.data.name, "partition": config.data.partition.name}
+            common["seed"] = str(config.seed)
             self.run_id = client.create_run(experiment, run_name=run_name, tags={**common, **tags}).info.run_id
         else:
             self.run_id = run_id

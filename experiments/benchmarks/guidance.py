@@ -4,9 +4,9 @@
     python experiments/benchmarks/guidance.py --batch 1 --images 10
 
 A block of images of experiments/fedlmg/digit_domains.yaml: its UNet (widths 16, 32, 64 at 32 x 32 RGB), 20 DDIM steps
-with classifier-free guidance, M = 5, ResNet-18 at width 8 as the guide. Weights are random, since neither time nor memory
-depends on them. Guided and unguided are made in a process of one thread each, in turns. Memory is the process's peak above
-what it held with the models loaded and a first UNet step done. The last line is JSON.
+with classifier-free guidance, M = 5, ResNet-18 at width 8 as the guide. Weights are random, since neither time nor
+memory depends on them. Guided and unguided are made in a process of one thread each, in turns. Memory is the process's
+peak above what it held with the models loaded and a first UNet step done. The last line is JSON.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,16 @@ def jobs(options: Any, overrides: dict[str, Any]) -> int:
     from fl_ray.cluster import Jobs
 
     _no_settings("jobs", overrides)
-    rows = [[job["id"], job["name"], job["status"].lower(), job["command"]] for job in Jobs(options.address).ours()]
-    print_table(["job", "name", "status", "command"], rows)
+    rows = [
+        [job["id"], job["name"], job["status"].lower(), _when(job["began"]), job["command"]]
+        for job in Jobs(options.address).ours()
+    ]
+    print_table(["job", "name", "status", "began", "command"], rows)
     return 0
+
+
+def _when(milliseconds: int | None) -> str:
+    return "–" if milliseconds is None else f"{datetime.fromtimestamp(milliseconds / 1000):%Y-%m-%d %H:%M}"
 
 
 def logs(options: Any, overrides: dict[str, Any]) -> int:

@@ -15,11 +15,13 @@ __all__ = ["report", "report_comparison", "run_folders"]
 
 
 def report(options: Any, overrides: dict[str, Any]) -> int:
-    """Make the reports of runs or comparisons again."""
+    """Make the reports of runs, comparisons or a study again."""
     from fl_ray.report.run_report import run_report
     from fl_ray.run_folder import new_folder
 
     paths = [Path(folder) for folder in options.folders]
+    if len(paths) == 1 and (paths[0] / "study.yaml").exists():
+        return _report_study(paths[0])
     folders = [folder for path in paths for folder in run_folders(path)]
     for folder in folders:
         run_report(folder)
@@ -30,6 +32,18 @@ def report(options: Any, overrides: dict[str, Any]) -> int:
         return report_comparison(paths[0], folders)
     output = new_folder(Path(options.output)) if options.output else new_folder(default_output("report"))
     return report_comparison(output, folders)
+
+
+def _report_study(output: Path) -> int:
+    import optuna
+
+    from fl_ray.report.study_report import study_report
+    from fl_ray.studies.settings import load_study
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    print_table(*study_report(load_study(output / "study.yaml", {}), output))
+    print(f"report: {output / 'report.html'}")
+    return 0
 
 
 def run_folders(path: Path) -> list[RunFolder]:
@@ -52,10 +66,11 @@ def run_folders(path: Path) -> list[RunFolder]:
 
 def report_comparison(output: Path, folders: list[RunFolder], shown: str | None = None) -> int:
     """Write a comparison's table and report into ``output``, and say where they are for the user, in ``shown``."""
-    from fl_ray.report.comparison_report import comparison_report
+    from fl_ray.report.comparison_report import LEGEND, comparison_report
 
     columns, rows = comparison_report(output, folders)
     print_table(columns, rows)
+    print(LEGEND)
     place = (shown or str(output)).rstrip("/")
     print(f"table: {place}/comparison.csv\nfigures: {place}/figures\nreport: {place}/report.html")
     return 0

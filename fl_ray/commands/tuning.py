@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fl_ray.commands.output import default_output, print_config, print_table
-from fl_ray.errors import SettingError
+from fl_ray.errors import PlacementError, SettingError
 
 if TYPE_CHECKING:
     from fl_ray.studies.settings import Study
@@ -38,7 +39,8 @@ def tune(options: Any, overrides: dict[str, Any]) -> int:
     from fl_ray.studies.run_study import begin_study, resume_study
 
     wanted = options.resume or options.output or default_output(study.name)
-    with opened_output(wanted) as output:
+    with opened_output(wanted) as opened:
+        output = opened.resolve()  # Ray Tune takes no relative path, and trials may run elsewhere
         resumed = options.resume is not None
         study = resume_study(output, options.trials) if resumed else begin_study(study, output)
         return _tune(study, output, str(wanted))
@@ -56,6 +58,10 @@ def _tune(study: Study, output: Path, shown: str) -> int:
         run_study(study, output, Progress())
         table = study_report(study, output)
         status = "FINISHED"
+    except PlacementError:
+        if not (output / "trials").exists():  # it was refused: another one may have the folder
+            shutil.rmtree(output)
+        raise
     except KeyboardInterrupt:
         status = "KILLED"
         print(f"fl-ray: go on with fl-ray tune --resume {shown}", file=sys.stderr)

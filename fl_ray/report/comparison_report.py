@@ -14,7 +14,7 @@ from fl_ray.report.run_report import clients_section, partition_section, samples
 from fl_ray.run_folder import RunFolder
 from fl_ray.summary import CLIENT_RESULTS, DOMAIN, METHOD_RESULTS, spread_text, target_key
 
-__all__ = ["comparison_report", "comparison_table", "markdown_table"]
+__all__ = ["LEGEND", "comparison_report", "comparison_table", "markdown_table"]
 
 Table = tuple[list[str], list[list[str]]]
 
@@ -57,6 +57,9 @@ def comparison_table(rows: Sequence[dict[str, Any]], targets: Sequence[float], b
     return columns, cells
 
 
+LEGEND = "Mean ± standard deviation over seeds; means of rounds are over the seeds that reached the target."
+
+
 def comparison_report(output: Path, folders: Sequence[RunFolder]) -> Table:
     """Write comparison.csv, comparison.md, figures/accuracy.svg and report.html into ``output``; the brief
     table.
@@ -69,7 +72,7 @@ def comparison_report(output: Path, folders: Sequence[RunFolder]) -> Table:
         raise OutputError(f"{', '.join(str(folder.path) for folder in folders)}: no finished run to report on")
     write_comparison_csv(rows, output / "comparison.csv")
     brief = comparison_table(rows, targets, brief=True)
-    (output / "comparison.md").write_text(markdown_table(*brief), encoding="utf-8")
+    (output / "comparison.md").write_text(f"{markdown_table(*brief)}\n{LEGEND}\n", encoding="utf-8")
     columns, cells = comparison_table(rows, targets)
     histories = {label: [folder.history() for folder in members] for label, members in by_label.items()}
     curves = save_svg(output, "accuracy", accuracy_figure(histories, targets))

@@ -10,20 +10,23 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fl_ray.comparison import write_comparison_csv
-from fl_ray.errors import SettingError
-from fl_ray.registry import nearest
 from fl_ray.report import page as html
 from fl_ray.report.comparison_report import Table, markdown_table
 from fl_ray.report.figures import accuracy_figure, new_figure, save_svg
 from fl_ray.store_comparison import StoredRun, compare_pairs, confidence_interval, series_of
 
-__all__ = ["store_report"]
+__all__ = ["legend", "store_report"]
 
 _METRIC = "final_accuracy"
 _NOTE = (
     "Mean ± half width of Student's 95 % interval over seeds. Difference: to {baseline}, over the seeds that both "
     "have, with its interval; p: two-sided paired t-test, from three pairs on, not corrected for several comparisons."
 )
+
+
+def legend(baseline: str) -> str:
+    """What the table's numbers are."""
+    return _NOTE.format(baseline=baseline)
 
 
 def store_report(
@@ -33,29 +36,24 @@ def store_report(
 
     Args:
         older: how many runs are left out because there are newer ones of their label and seed.
-        baseline: the label that the others are held against; default: that with the lowest mean accuracy.
-
-    Raises:
-        SettingError: no run has the baseline's label.
+        baseline: the label that the others are held against; default: that whose first run began first, which is the
+            first of a comparison's.
     """
     by_label: dict[str, list[StoredRun]] = {}
     for run in runs:
         by_label.setdefault(run.label, []).append(run)
-    means = {label: float(np.mean([run.metrics[_METRIC] for run in own])) for label, own in by_label.items()}
-    baseline = min(means, key=means.__getitem__) if baseline is None else baseline
-    if baseline not in by_label:
-        raise SettingError(f"--baseline {baseline}: no run has this label.{nearest(baseline, by_label)}")
+    baseline = min(runs, key=lambda run: run.began).label if baseline is None else baseline
     rows = [_row(label, own, by_label[baseline]) for label, own in by_label.items()]
     rows.sort(key=lambda row: -row["final_accuracy"])
     write_comparison_csv(rows, output / "comparison.csv")
     table = _table(rows, baseline)
-    (output / "comparison.md").write_text(markdown_table(*table), encoding="utf-8")
+    (output / "comparison.md").write_text(f"{markdown_table(*table)}\n{legend(baseline)}\n", encoding="utf-8")
     histories = {label: [series_of(uri, run.run_id) for run in own] for label, own in by_label.items()}
     curves = save_svg(output, "accuracy", accuracy_figure(histories, ()))
     shown = save_svg(output, "differences", _differences_figure(rows, baseline))
     caption = "Test accuracy; shaded: one standard deviation over seeds."
     sections = [
-        html.section("Results", html.table(*table), f'<p class="note">{_NOTE.format(baseline=baseline)}</p>'),
+        html.section("Results", html.table(*table), f'<p class="note">{legend(baseline)}</p>'),
         html.section("Accuracy", html.figure(curves, caption)),
         html.section("Differences", html.figure(shown, f"Final accuracy less that of {baseline}, 95 % intervals.")),
     ]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.ticker
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -32,6 +33,7 @@ def history_figure(values: Mapping[str, Sequence[float | None]], modes: Sequence
         if np.nanmin(shown) > 0 and np.nanmax(shown) > 10 * np.nanmin(shown):
             axis.set_yscale("log")  # else one bad trial hides how the good ones differ
         axis.set_xlabel("trial")
+        axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
         axis.set_ylabel(name)
     axes[0].legend(frameon=False)
     return figure
@@ -78,7 +80,9 @@ def parallel_figure(
         axis.axvline(place, color="0.6", linewidth=0.8)
         for y, label in marks:
             axis.text(place + 0.03, y, label, fontsize=7, va="center")
-    axis.set_xticks(range(len(names) + 1), [*(name.split(".")[-1] for name in names), metric], rotation=15)
+    last = [name.rpartition(".")[2] for name in names]
+    words = [name if last.count(word) > 1 else word for name, word in zip(names, last, strict=True)]
+    axis.set_xticks(range(len(names) + 1), [*words, metric], rotation=15)
     axis.set_yticks([])
     axis.set_ylim(-0.06, 1.06)
     axis.grid(visible=False)

@@ -71,7 +71,7 @@ def _table(study: Study, trials: list[Trial]) -> Table:
     rows = []
     for trial in trials:
         row = [str(trial.number), *(shown(trial.params.get(name)) for name in names)]
-        row += [_spread(trial, name) for name in study.metric]
+        row += [_spread(trial, name) + _missed(trial, name) for name in study.metric]
         row += [shown(trial.metrics.get(name)) for name in also]
         state = trial.state if trial.error is None else f"failed: {trial.error[:80]}"
         rows.append([*row, state, f"{trial.wall_s:.1f}"])
@@ -87,6 +87,12 @@ def _spread(trial: Trial, name: str) -> str:
     return f"{mean:.4g} ± {std:.2g}"
 
 
+def _missed(trial: Trial, name: str) -> str:
+    """How many of a trial's seeds did not reach the metric's target."""
+    count = trial.missed.get(name, 0)
+    return f" (missed by {count} of {len(trial.by_seed)})" if count else ""
+
+
 def _figures(study: Study, trials: list[Trial], output: Path) -> list[str]:
     finished = finished_trials(study.metric, trials)
     sections: list[str] = []
@@ -99,7 +105,10 @@ def _figures(study: Study, trials: list[Trial], output: Path) -> list[str]:
         caption = "Trials that came to their end, and the best so far."
         sections.append(html.section("History", html.figure(drawn, caption)))
     importances = _importances(study, output)
-    if importances:
+    if not importances:
+        why = f"It needs {_LEAST_FOR_IMPORTANCE} finished trials that differ in settings and results."
+        sections.append(html.section("Importance", f'<p class="note">{why}</p>'))
+    else:
         drawn = save_svg(output, "importance", importance_figure(importances))
         caption = "Of the settings that every finished trial has; with few trials a rough estimate."
         sections.append(html.section("Importance", html.figure(drawn, caption)))
@@ -147,8 +156,9 @@ def _write_csv(trials: list[Trial], path: Path) -> None:
     metrics = list(dict.fromkeys(name for trial in trials for name in trial.metrics))
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["trial", "state", *params, *metrics, "wall_s", "error"])
+        writer.writerow(["trial", "state", *params, *metrics, "missed", "wall_s", "error"])
         for trial in trials:
             chosen = [trial.params.get(name) for name in params]
             found = [trial.metrics.get(name) for name in metrics]
-            writer.writerow([trial.number, trial.state, *chosen, *found, round(trial.wall_s, 2), trial.error])
+            missed = " ".join(f"{name}:{count}" for name, count in trial.missed.items())
+            writer.writerow([trial.number, trial.state, *chosen, *found, missed, round(trial.wall_s, 2), trial.error])

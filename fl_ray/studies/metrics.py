@@ -12,7 +12,7 @@ from fl_ray.errors import SettingError
 from fl_ray.registry import nearest
 from fl_ray.summary import REACHED, outcome, target_key
 
-__all__ = ["check_metric", "mean_metrics", "measure", "metric_names"]
+__all__ = ["check_metric", "mean_metrics", "measure", "metric_names", "missed"]
 
 _PLAIN = ("final_accuracy", "best_accuracy", "final_loss", "virtual_time_s", "energy_j", "bytes_up", "bytes_down")
 _NEVER = 2.0  # a target that is not reached costs so many times what the whole run costs
@@ -45,6 +45,13 @@ def measure(history: Sequence[Mapping[str, Any]], config: RunConfig) -> dict[str
             missed = _NEVER * so_far * config.rounds / max(1, len(history))
             metrics[f"{name}_to_{key}"] = missed if hit is None else float(hit[name])
     return metrics
+
+
+def missed(history: Sequence[Mapping[str, Any]], config: RunConfig) -> list[str]:
+    """The metrics of targets that these rounds have not reached, for which ``measure`` reckons."""
+    found = outcome(history, config.targets)["targets"]
+    keys = [target_key(target) for target in config.targets]
+    return [f"{name}_to_{key}" for key in keys if found[key] is None for name, _ in REACHED]
 
 
 def mean_metrics(each: Sequence[Mapping[str, float]]) -> dict[str, float]:

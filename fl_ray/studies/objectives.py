@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
@@ -14,7 +15,7 @@ from fl_ray.config import RunConfig
 from fl_ray.errors import FlRayError
 from fl_ray.run_folder import RunFolder
 from fl_ray.runtime.start import OpenRuntimes
-from fl_ray.studies.metrics import mean_metrics, measure
+from fl_ray.studies.metrics import mean_metrics, measure, missed
 from fl_ray.studies.settings import Study
 from fl_ray.studies.tracking import PARENT, TrialRun
 from fl_ray.studies.trials import Trial, all_trials, trial_folder, twin_of
@@ -40,7 +41,8 @@ class RunObjective:
         """After each round the metrics so far: of the seeds that are done, and of the one at work."""
         trial = Trial.read(self.output, number) or Trial(number, dict(params))
         trial.state, trial.error, earlier, began = "running", None, trial.wall_s, time.perf_counter()
-        trial.metrics, trial.by_seed = {}, {}  # steps that are done again must say what they said before
+        # Steps that are done again must say what they said before.
+        trial.metrics, trial.by_seed, trial.missed = {}, {}, {}
         trial.write(self.output)
         tracked: TrialRun | None = None
         try:
@@ -50,10 +52,11 @@ class RunObjective:
                 trial.mlflow_run = tracked.run_id
                 trial.write(self.output)
             for place, seed in enumerate(self.study.seeds):
-                before = place * config.rounds
+                before, earlier_missed = place * config.rounds, dict(trial.missed)
                 for history in self._rounds(replace(config, seed=seed), trial):
                     trial.by_seed[str(seed)] = measure(history, config)
                     trial.metrics = mean_metrics(list(trial.by_seed.values()))
+                    trial.missed = dict(Counter(earlier_missed) + Counter(missed(history, config)))
                     yield {**trial.metrics, STEP: before + len(history)}
             trial.state = "finished"
         except GeneratorExit:
@@ -83,10 +86,10 @@ class RunObjective:
         if RunFolder(done).finished():
             yield RunFolder(done).history()
             return
-        tags = {"study": self.study.name, "trial": str(trial.number)}
+        label = f"trial-{trial.number:04d}"
+        tags = {"study": self.study.name, "trial": str(trial.number), "label": label}
         if trial.mlflow_run is not None:
             tags[PARENT] = trial.mlflow_run
-        label = f"trial {trial.number}"
         resume = goes_on(folder, config)
         experiment = Experiment(config, folder, self._runtimes.of(config), label=label, tags=tags, resume=resume)
         with closing(experiment.steps()) as steps:

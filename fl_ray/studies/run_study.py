@@ -130,8 +130,11 @@ def _bundles_that_fit(study: Study) -> list[dict[str, float]]:
     try:
         bundles = _trial_bundles(base, share)
     except PlacementError as error:
-        small = f"concurrency is {study.concurrency}, and a trial's share of the cluster is too small"
-        raise PlacementError(f"{small}. {error}") from error
+        found = ", ".join(f"{name} {cluster[name]:g}" for name in ("CPU", "GPU", "bandwidth") if name in cluster)
+        raise PlacementError(
+            f"concurrency is {study.concurrency}, but the cluster ({found}) does not hold so many trials at once; "
+            f"lower concurrency. A trial's share of it is too small: {error}"
+        ) from error
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     fitting = trials_that_fit(bundles, nodes, study.concurrency)
     if fitting < study.concurrency:

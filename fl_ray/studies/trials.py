@@ -23,6 +23,7 @@ class Trial:
     Attributes:
         metrics: means over the seeds so far.
         by_seed: the metrics of each seed.
+        missed: by metric of a target, how many seeds did not reach it; they count as in ``fl_ray.studies.metrics``.
         wall_s: seconds, over all its attempts.
         error: why it failed.
         mlflow_run: its run in the tracking store.
@@ -34,6 +35,7 @@ class Trial:
     state: State = "running"
     metrics: dict[str, float] = field(default_factory=dict)
     by_seed: dict[str, dict[str, float]] = field(default_factory=dict)
+    missed: dict[str, int] = field(default_factory=dict)
     wall_s: float = 0.0
     error: str | None = None
     mlflow_run: str | None = None

@@ -26,13 +26,15 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_a_run_is_tracked_whole(run_small: Run, store: str) -> None:
-    experiment, summary = run_small(tracking__enabled=True, tracking__uri=store, name="tracked")
+    own = {"enabled": True, "uri": store, "registered_model": "ours"}
+    experiment, summary = run_small(tracking=own, name="tracked")
     client = mlflow.MlflowClient(store)
     (found,) = client.search_runs([client.get_experiment_by_name("tracked").experiment_id])
     assert found.info.run_id == json.loads((experiment.folder / "tracking.json").read_text())["run_id"]
     assert found.info.status == "FINISHED"
     assert found.data.params["data.partition.alpha"] == "0.5"
     assert {found.data.tags[name] for name in ("method", "data", "partition")} == {"fedavg", "digits", "dirichlet"}
+    assert found.data.tags["seed"] == "0"
     assert found.data.metrics["final_accuracy"] == pytest.approx(summary["final_accuracy"])
     history = client.get_metric_history(found.info.run_id, "test_accuracy")
     assert [(metric.step, metric.value) for metric in history] == [
@@ -42,8 +44,11 @@ def test_a_run_is_tracked_whole(run_small: Run, store: str) -> None:
     assert contexts == {"clients", "public", "test"}
     names = {item.path for item in client.list_artifacts(found.info.run_id)}
     assert {"report.html", "summary.json", "config.yaml", "accuracy.svg", "model.safetensors"} <= names
-    (logged,) = client.search_logged_models([found.info.experiment_id])
-    model = mlflow.pyfunc.load_model(f"models:/{logged.model_id}")
+    assert len(client.search_logged_models([found.info.experiment_id])) == 1
+    (version,) = client.search_model_versions("name = 'ours'")
+    assert version.run_id == found.info.run_id
+    mlflow.set_tracking_uri(store)
+    model = mlflow.pyfunc.load_model("models:/ours/1")
     assert model.metadata.signature is not None
     assert np.asarray(model.predict(np.zeros((5, 1, 8, 8), dtype=np.float32))).shape == (5, 10)
 
@@ -97,7 +102,7 @@ def test_a_refused_run_is_not_left_running(run_small: Run, store: str) -> None:
 def test_a_model_that_can_not_be_exported_ends_its_run_all_the_same(
     run_small: Run, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unexportable(module: object, example: object) -> None:
+    def unexportable(*arguments: object) -> None:
         raise TypeError("no export")
 
     monkeypatch.setattr("fl_ray.tracking.log_model", unexportable)

@@ -31,7 +31,7 @@ from fl_ray.studies.run_study import begin_study, journal_of, resume_study, run_
 from fl_ray.studies.settings import Study, load_study
 from fl_ray.studies.tracking import begin_study_run, end_study
 from fl_ray.studies.trials import Trial, all_trials, best_trials
-from tests.conftest import Call
+from tests.conftest import Call, small_recipe
 from tests.faults.driving import COMMAND
 from tests.fl_ray.studies.own import study_file
 
@@ -228,6 +228,38 @@ def test_a_study_that_does_not_fit_says_so_at_once(ray_session: None, tmp_path: 
     with pytest.raises(PlacementError, match="concurrency is 3, but the cluster holds 2 trials"):
         run_study(study, output, Progress(enabled=False))
     assert not (output / "journal.log").exists()  # before the study is begun
+
+
+def test_a_study_that_does_not_fit_leaves_its_folder_to_another(ray_session: None, tmp_path: Path, call: Call) -> None:
+    path, words = study_file(tmp_path, concurrency=64, settings={"runtime.backend": "ray"}), ("--output", "out")
+    refused = call("tune", str(path), *words)
+    assert refused.returncode == 2, refused.stderr
+    assert "concurrency is 64, but the cluster" in refused.stderr
+    assert not (tmp_path / "out").exists()
+    assert call("tune", str(study_file(tmp_path, trials=1, concurrency=1)), *words).returncode == 0
+    (tmp_path / "out" / "report.html").unlink()
+    assert call("report", "out").returncode == 0
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_targets_that_seeds_missed_are_told(tmp_path: Path) -> None:
+    recipe = small_recipe() | {"rounds": 2, "targets": [0.05, 0.999]}
+    recipe["tracking"] = {"uri": f"sqlite:///{tmp_path / 'mlflow.db'}"}
+    study, output = begun(tmp_path, recipe=recipe, metric="rounds_to_0.999", mode="min", seeds=[0, 1])
+    parent = begin_study_run(study, output)
+    objective = RunObjective(study, output, parent)
+    for _ in objective.begin(0, {"training.lr": 0.1, "training.local_epochs": 1}):
+        pass
+    objective.close()
+    (trial,) = all_trials(output)
+    assert trial.missed == {f"{name}_to_0.999": 2 for name in ("rounds", "virtual_time_s", "energy_j")}
+    assert trial.metrics["rounds_to_0.999"] == 4
+    logged = mlflow.MlflowClient(recipe["tracking"]["uri"]).get_run(trial.mlflow_run).data.metrics
+    assert "rounds_to_0.999" not in logged
+    assert "rounds_to_0.05" in logged
+    study_report(study, output)
+    assert "| 4 ± 0 (missed by 2 of 2) |" in (output / "study.md").read_text(encoding="utf-8")
+    assert "rounds_to_0.999:2" in (output / "trials.csv").read_text(encoding="utf-8")
 
 
 def test_metrics_of_part_of_a_run_cost_more_than_any_whole_one(tmp_path: Path) -> None:
