@@ -76,7 +76,9 @@ class SearchSpace:
             ValueError: no parameters, an unknown kind, bad bounds, or a condition on what does not come before.
         """
         if not isinstance(content, Mapping) or not content:
-            raise ValueError("space is empty; it maps settings to what they may be, as {lr: {loguniform: [0.01, 1]}}")
+            raise ValueError(
+                "space is empty; it maps settings to what they may be, as {training.lr: {loguniform: [0.01, 1]}}"
+            )
         found: dict[str, Parameter] = {}
         for name, entry in content.items():
             found[str(name)] = _parameter(str(name), entry, found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import traceback
@@ -117,6 +118,12 @@ def make_scheduler(
         ValueError: an unknown name or setting.
     """
     common = {"time_attr": STEP, "metric": metric, "mode": mode}
+    kinds = {"asha": ASHAScheduler, "median": MedianStoppingRule}
+    if name in kinds:
+        known = sorted(set(inspect.signature(kinds[name]).parameters) - {*common, "max_t"})
+        unknown = sorted(set(settings) - set(known))
+        if unknown:
+            raise ValueError(f"scheduler {name}: unknown setting {unknown[0]}. Known: {', '.join(known)}")
     try:
         if name == "asha":
             # A trial of all its steps ends by itself, with its last word: the scheduler must not cut that off.

@@ -26,7 +26,9 @@ def metric_names(config: RunConfig) -> list[str]:
 def check_metric(name: str, config: RunConfig) -> None:
     """Refuse what a run of the recipe does not have."""
     if name not in metric_names(config):
-        raise SettingError(f"metric: unknown name {name!r}.{nearest(name, metric_names(config))}")
+        kind, to, target = name.partition("_to_")
+        way = f" Add {target} to the recipe's targets." if to and kind in dict(REACHED) else ""
+        raise SettingError(f"metric: unknown name {name!r}.{way}{nearest(name, metric_names(config))}")
 
 
 def measure(history: Sequence[Mapping[str, Any]], config: RunConfig) -> dict[str, float]:
