@@ -58,11 +58,8 @@ def entrypoint(
     if study and seeds:
         raise SettingError("--seeds: a study has seeds of its own")
     if study:
-        import optuna
-
         from fl_ray.studies.settings import load_study
 
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
         tracking = load_study(file, overrides).base().tracking
     else:
         tracking = make_config(apply_overrides(content, overrides)).tracking

@@ -163,13 +163,12 @@ class Experiment:
     def _prepare(self) -> RunContext:
         self.method = check(self.config)
         self.data = prepare(self.config.data, self.config.seed)
+        inputs, label = input_files(self.config), f"--resume {self.folder.path}"
         if self.resume:
-            check_partition(self.folder, self.data, f"--resume {self.folder.path}")
-            check_inputs(
-                self.folder.begun().get("inputs", {}), input_files(self.config), f"--resume {self.folder.path}"
-            )
+            check_partition(self.folder, self.data, label)
+            check_inputs(self.folder.begun().get("inputs", {}), inputs, label)
         else:
-            self.folder.begin(self.config, self.label, self.tags, input_files(self.config))
+            self.folder.begin(self.config, self.label, self.tags, inputs)
         self._write_partition(self.data)
         self._begin_tracking(self.data)
         parts = self.config, self.method, self.data

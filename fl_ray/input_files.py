@@ -11,7 +11,7 @@ from fl_ray.errors import OutputError, SettingError
 from fl_ray.methods.base import Method
 from fl_ray.recipes import build, start_of
 
-__all__ = ["check_inputs", "content_hash", "input_files", "trace_files"]
+__all__ = ["check_inputs", "input_files", "trace_files"]
 
 
 def input_files(config: RunConfig) -> dict[str, str]:
@@ -44,7 +44,7 @@ def trace_files(config: RunConfig) -> dict[str, str]:
 
 def _hashes(names: list[str | None]) -> dict[str, str]:
     paths = {name: Path(name).expanduser() for name in names if name is not None}
-    return {name: content_hash(path) for name, path in paths.items() if path.is_file()}
+    return {name: _content_hash(path) for name, path in paths.items() if path.is_file()}
 
 
 def check_inputs(stored: Mapping[str, str], found: Mapping[str, str], label: str) -> None:
@@ -65,7 +65,7 @@ def check_inputs(stored: Mapping[str, str], found: Mapping[str, str], label: str
         )
 
 
-def content_hash(path: Path) -> str:
+def _content_hash(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -28,7 +28,7 @@ class StoredRun:
     run_id: str
     label: str
     seed: int
-    began: int = 0
+    began: int
     metrics: dict[str, float] = field(default_factory=dict)
 
 

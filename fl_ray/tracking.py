@@ -34,7 +34,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def log_model(module: torch.nn.Module, example: np.ndarray, registered_as: str | None = None) -> None:
+def log_model(module: torch.nn.Module, example: np.ndarray, registered_as: str | None) -> None:
     """Log a model into the thread's active run, exported by torch (no pickle); its input is normalised images.
 
     Args:

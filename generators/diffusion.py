@@ -20,7 +20,14 @@ from generators.base import (
     require_positive,
     to_uint8,
 )
-from generators.pipelines import SchedulerName, check_recurrence, dtype_of, for_gradients, swap_scheduler
+from generators.pipelines import (
+    SchedulerName,
+    check_recurrence,
+    dtype_of,
+    for_gradients,
+    noise_of_velocity,
+    swap_scheduler,
+)
 from lightning_modules.diffusion import ClassConditionalDDPM, default_widths, make_unet
 
 __all__ = ["ClassConditionalPipeline", "DiffusionGenerator", "PixelDenoiser"]
@@ -69,9 +76,9 @@ class ClassConditionalPipeline(DiffusionPipeline):
         )
 
     def predict(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor, guidance: float) -> torch.Tensor:
-        """The noise in ``x`` at step ``t``: sqrt(a) v + sqrt(1 - a) x for the velocity v, a = alpha-bar_t."""
+        """The noise in ``x`` at step ``t``."""
         alpha_bar = self.scheduler.alphas_cumprod.to(x.device)[t.long()]
-        return alpha_bar.sqrt() * self._velocity(x, t, labels, guidance) + (1 - alpha_bar).sqrt() * x
+        return noise_of_velocity(self._velocity(x, t, labels, guidance), x, alpha_bar)
 
     def _velocity(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor, guidance: float) -> torch.Tensor:
         null = torch.full_like(labels, self.unet.config.num_class_embeds - 1)

@@ -19,6 +19,8 @@ __all__ = [
     "check_recurrence",
     "dtype_of",
     "for_gradients",
+    "noise_of_velocity",
+    "refuse_half",
     "step_arguments",
     "swap_scheduler",
     "to_pixels",
@@ -47,6 +49,17 @@ def for_gradients(*networks: nn.Module) -> None:
         network.requires_grad_(False)
         if large and getattr(network, "_supports_gradient_checkpointing", False):
             network.enable_gradient_checkpointing()
+
+
+def noise_of_velocity(velocity: Tensor, s: Tensor, alpha_bar: Tensor) -> Tensor:
+    """The noise in a sample ``s``, from the velocity v = sqrt(a) noise - sqrt(1 - a) s0: sqrt(a) v + sqrt(1 - a) s."""
+    return alpha_bar.sqrt() * velocity + (1 - alpha_bar).sqrt() * s
+
+
+def refuse_half(precision: Precision) -> None:
+    """Refuse to be guided in fp16."""
+    if precision == "fp16":
+        raise ValueError("precision is fp16, whose range guided sampling overflows; set it to bf16, fp32 or auto")
 
 
 def swap_scheduler(pipeline: DiffusionPipeline, name: SchedulerName | None) -> None:

@@ -18,7 +18,15 @@ from diffusers import DiffusionPipeline
 
 from generators.base import Block, Sampler, require_positive
 from generators.guidance.latent import LatentDenoiser
-from generators.pipelines import Precision, SchedulerName, check_recurrence, dtype_of, swap_scheduler, to_pixels
+from generators.pipelines import (
+    Precision,
+    SchedulerName,
+    check_recurrence,
+    dtype_of,
+    refuse_half,
+    swap_scheduler,
+    to_pixels,
+)
 from generators.pretrained import PretrainedGenerator, PretrainedSampler, wanted, weights_digest
 
 __all__ = ["TextToImage"]
@@ -143,8 +151,7 @@ class TextToImage(PretrainedGenerator):
         return LatentDenoiser(pipeline, prompts, self.negative_prompt, self.guidance, self.size)
 
     def check_guidable(self, recurrence: int) -> None:
-        if self.precision == "fp16":
-            raise ValueError("precision is fp16, whose range guided sampling overflows; set it to bf16, fp32 or auto")
+        refuse_half(self.precision)
         check_recurrence("scheduler", self.scheduler, recurrence)
 
     def _lora_folder(self) -> Path:

@@ -17,6 +17,8 @@ from generators.pipelines import (
     check_recurrence,
     dtype_of,
     for_gradients,
+    noise_of_velocity,
+    refuse_half,
     step_arguments,
     swap_scheduler,
     to_pixels,
@@ -25,7 +27,7 @@ from generators.pretrained import PretrainedGenerator, PretrainedSampler
 
 __all__ = ["Unconditional", "UnconditionalDenoiser"]
 
-_KINDS = {kind.__name__: kind for kind in (DDIMPipeline, DDPMPipeline, LDMPipeline)}
+_KINDS = [kind.__name__ for kind in (DDIMPipeline, DDPMPipeline, LDMPipeline)]
 
 
 class UnconditionalDenoiser:
@@ -56,7 +58,7 @@ class UnconditionalDenoiser:
             return found
         alpha_bar = self.scheduler.alphas_cumprod.to(s.device)[t.long()]
         if self._predicts == "v_prediction":
-            return alpha_bar.sqrt() * found + (1 - alpha_bar).sqrt() * s
+            return noise_of_velocity(found, s, alpha_bar)
         return (s - alpha_bar.sqrt() * found) / (1 - alpha_bar).sqrt()
 
     def decode(self, s: Tensor) -> Tensor:
@@ -108,8 +110,7 @@ class Unconditional(PretrainedGenerator):
         return UnconditionalDenoiser(pipeline)
 
     def check_guidable(self, recurrence: int) -> None:
-        if self.precision == "fp16":
-            raise ValueError("precision is fp16, whose range guided sampling overflows; set it to bf16, fp32 or auto")
+        refuse_half(self.precision)
         check_recurrence("scheduler", self.scheduler, recurrence)
 
 

@@ -102,7 +102,7 @@ class VGG9(nn.Sequential):
 
     At 32x32 the flattened width is 4096, and the network has 3,491,530 parameters at 10 classes (arXiv 2310.13981 names
     VGG-9; the layer table is the common one of that size). Initial weights are He's: torch's own starve nine layers
-    without norms, which then stay at chance for hundreds of steps.
+    without norms.
     """
 
     def __init__(self, in_channels: int, image_size: int, num_classes: int, width: int = 32) -> None:

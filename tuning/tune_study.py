@@ -117,26 +117,24 @@ def make_scheduler(
     Raises:
         ValueError: an unknown name or setting.
     """
-    common = {"time_attr": STEP, "metric": metric, "mode": mode}
+    if name == "none":
+        if settings:
+            raise ValueError(f"scheduler none has no settings, but {', '.join(settings)} is given")
+        return FIFOScheduler()
     kinds = {"asha": ASHAScheduler, "median": MedianStoppingRule}
-    if name in kinds:
-        known = sorted(set(inspect.signature(kinds[name]).parameters) - {*common, "max_t"})
-        unknown = sorted(set(settings) - set(known))
-        if unknown:
-            raise ValueError(f"scheduler {name}: unknown setting {unknown[0]}. Known: {', '.join(known)}")
+    if name not in kinds:
+        raise ValueError(f"scheduler is {name}, but it must be one of asha, median, none")
+    given: dict[str, Any] = {"time_attr": STEP, "metric": metric, "mode": mode}
+    if name == "asha":  # a trial of all its steps ends by itself, with its last word: that must not be cut off
+        given["max_t"] = steps + 2
+    known = sorted(set(inspect.signature(kinds[name]).parameters) - set(given))
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise ValueError(f"scheduler {name}: unknown setting {unknown[0]}. Known: {', '.join(known)}")
     try:
-        if name == "asha":
-            # A trial of all its steps ends by itself, with its last word: the scheduler must not cut that off.
-            return ASHAScheduler(**common, max_t=steps + 2, **settings)
-        if name == "median":
-            return MedianStoppingRule(**common, **settings)
+        return kinds[name](**given, **settings)
     except (TypeError, ValueError, AssertionError) as error:
         raise ValueError(f"scheduler {name}: {error}") from error
-    if name != "none":
-        raise ValueError(f"scheduler is {name}, but it must be one of asha, median, none")
-    if settings:
-        raise ValueError(f"scheduler none has no settings, but {', '.join(settings)} is given")
-    return FIFOScheduler()
 
 
 def trials_that_fit(bundles: Sequence[Mapping[str, float]], nodes: Sequence[Mapping[str, float]], most: int) -> int:

@@ -35,12 +35,9 @@ def report(options: Any, overrides: dict[str, Any]) -> int:
 
 
 def _report_study(output: Path) -> int:
-    import optuna
-
     from fl_ray.report.study_report import study_report
     from fl_ray.studies.settings import load_study
 
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     print_table(*study_report(load_study(output / "study.yaml", {}), output))
     print(f"report: {output / 'report.html'}")
     return 0

@@ -18,11 +18,8 @@ __all__ = ["tune"]
 
 def tune(options: Any, overrides: dict[str, Any]) -> int:
     """Run a study, or go on with one."""
-    import optuna
-
     from fl_ray.studies.settings import load_study
 
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     if (options.study is None) == (options.resume is None):
         raise SettingError("fl-ray tune takes a study, or --resume DIR")
     if options.trials is not None and options.trials < 1:
@@ -43,7 +40,12 @@ def tune(options: Any, overrides: dict[str, Any]) -> int:
         output = opened.resolve()  # Ray Tune takes no relative path, and trials may run elsewhere
         resumed = options.resume is not None
         study = resume_study(output, options.trials) if resumed else begin_study(study, output)
-        return _tune(study, output, str(wanted))
+        try:
+            return _tune(study, output, str(wanted))
+        except PlacementError:
+            if not resumed:  # it does not fit, and has no trial: another study may have the folder
+                shutil.rmtree(output)
+            raise
 
 
 def _tune(study: Study, output: Path, shown: str) -> int:
@@ -58,10 +60,6 @@ def _tune(study: Study, output: Path, shown: str) -> int:
         run_study(study, output, Progress())
         table = study_report(study, output)
         status = "FINISHED"
-    except PlacementError:
-        if not (output / "trials").exists():  # it was refused: another one may have the folder
-            shutil.rmtree(output)
-        raise
     except KeyboardInterrupt:
         status = "KILLED"
         print(f"fl-ray: go on with fl-ray tune --resume {shown}", file=sys.stderr)

@@ -199,6 +199,8 @@ class FedDF(OneShot):
         client_models, server: see ``OneShot``.
     """
 
+    needs_classes = False  # the clients' logits are all that is learned from
+
     def __init__(
         self,
         distil_on: Literal["public", "synthetic"] = "public",
@@ -210,7 +212,6 @@ class FedDF(OneShot):
         require_counts(images_per_class=images_per_class)
         self.distil_on, self.images_per_class = distil_on, images_per_class
         self.uses_generator = distil_on == "synthetic"
-        self.needs_classes = False  # the clients' logits are all that is learned from
 
     def check(self, config: RunConfig, generator: Generator | None) -> None:
         super().check(config, generator)

@@ -17,6 +17,7 @@ from fl_ray.summary import CLIENT_RESULTS, DOMAIN, METHOD_RESULTS, spread_text, 
 __all__ = ["LEGEND", "comparison_report", "comparison_table", "markdown_table"]
 
 Table = tuple[list[str], list[list[str]]]
+LEGEND = "Mean ± standard deviation over seeds; means of rounds are over the seeds that reached the target."
 
 
 def comparison_table(rows: Sequence[dict[str, Any]], targets: Sequence[float], brief: bool = False) -> Table:
@@ -55,9 +56,6 @@ def comparison_table(rows: Sequence[dict[str, Any]], targets: Sequence[float], b
             line.append(spread_text(row, "wall_rounds_s", 1))
         cells.append(line + ([row["partitions"]] if several else []))
     return columns, cells
-
-
-LEGEND = "Mean ± standard deviation over seeds; means of rounds are over the seeds that reached the target."
 
 
 def comparison_report(output: Path, folders: Sequence[RunFolder]) -> Table:

@@ -15,18 +15,13 @@ from fl_ray.report.comparison_report import Table, markdown_table
 from fl_ray.report.figures import accuracy_figure, new_figure, save_svg
 from fl_ray.store_comparison import StoredRun, compare_pairs, confidence_interval, series_of
 
-__all__ = ["legend", "store_report"]
+__all__ = ["store_report"]
 
 _METRIC = "final_accuracy"
 _NOTE = (
     "Mean ± half width of Student's 95 % interval over seeds. Difference: to {baseline}, over the seeds that both "
     "have, with its interval; p: two-sided paired t-test, from three pairs on, not corrected for several comparisons."
 )
-
-
-def legend(baseline: str) -> str:
-    """What the table's numbers are."""
-    return _NOTE.format(baseline=baseline)
 
 
 def store_report(
@@ -43,17 +38,18 @@ def store_report(
     for run in runs:
         by_label.setdefault(run.label, []).append(run)
     baseline = min(runs, key=lambda run: run.began).label if baseline is None else baseline
+    note = _NOTE.format(baseline=baseline)
     rows = [_row(label, own, by_label[baseline]) for label, own in by_label.items()]
     rows.sort(key=lambda row: -row["final_accuracy"])
     write_comparison_csv(rows, output / "comparison.csv")
     table = _table(rows, baseline)
-    (output / "comparison.md").write_text(f"{markdown_table(*table)}\n{legend(baseline)}\n", encoding="utf-8")
+    (output / "comparison.md").write_text(f"{markdown_table(*table)}\n{note}\n", encoding="utf-8")
     histories = {label: [series_of(uri, run.run_id) for run in own] for label, own in by_label.items()}
     curves = save_svg(output, "accuracy", accuracy_figure(histories, ()))
     shown = save_svg(output, "differences", _differences_figure(rows, baseline))
     caption = "Test accuracy; shaded: one standard deviation over seeds."
     sections = [
-        html.section("Results", html.table(*table), f'<p class="note">{legend(baseline)}</p>'),
+        html.section("Results", html.table(*table), f'<p class="note">{note}</p>'),
         html.section("Accuracy", html.figure(curves, caption)),
         html.section("Differences", html.figure(shown, f"Final accuracy less that of {baseline}, 95 % intervals.")),
     ]

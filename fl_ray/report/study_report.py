@@ -89,7 +89,7 @@ def _spread(trial: Trial, name: str) -> str:
 
 def _missed(trial: Trial, name: str) -> str:
     """How many of a trial's seeds did not reach the metric's target."""
-    count = trial.missed.get(name, 0)
+    count = trial.misses(name)
     return f" (missed by {count} of {len(trial.by_seed)})" if count else ""
 
 
@@ -160,5 +160,5 @@ def _write_csv(trials: list[Trial], path: Path) -> None:
         for trial in trials:
             chosen = [trial.params.get(name) for name in params]
             found = [trial.metrics.get(name) for name in metrics]
-            missed = " ".join(f"{name}:{count}" for name, count in trial.missed.items())
+            missed = " ".join(f"{name}:{count}" for name in trial.metrics if (count := trial.misses(name)))
             writer.writerow([trial.number, trial.state, *chosen, *found, missed, round(trial.wall_s, 2), trial.error])

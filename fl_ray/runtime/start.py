@@ -63,8 +63,7 @@ def open_runtime(config: RunConfig, progress: Progress | None = None, ahead: boo
     from fl_ray.runtime.ray_backend import RayRuntime
     from fl_ray.runtime.spare import spare
 
-    # No thread imports torch or MLflow ahead: two threads within one package's circular imports break both.
-
+    # Whoever asked imports torch and MLflow now, in this thread: two threads within a package's circular imports fail.
     return RayRuntime(config.runtime, config.ray, tell, config if ahead else None, connection, spare(config))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
@@ -52,11 +51,11 @@ class RunObjective:
                 trial.mlflow_run = tracked.run_id
                 trial.write(self.output)
             for place, seed in enumerate(self.study.seeds):
-                before, earlier_missed = place * config.rounds, dict(trial.missed)
+                before = place * config.rounds
                 for history in self._rounds(replace(config, seed=seed), trial):
                     trial.by_seed[str(seed)] = measure(history, config)
                     trial.metrics = mean_metrics(list(trial.by_seed.values()))
-                    trial.missed = dict(Counter(earlier_missed) + Counter(missed(history, config)))
+                    trial.missed[str(seed)] = missed(history, config)
                     yield {**trial.metrics, STEP: before + len(history)}
             trial.state = "finished"
         except GeneratorExit:

@@ -53,8 +53,9 @@ def begin_study(study: Study, output: Path) -> Study:
     Raises:
         OutputError: the folder is in use.
     """
-    new_folder(output)
     base = study.base()
+    inputs = input_files(base)
+    new_folder(output)
     here: dict[str, Any] = {}
     if base.tracking.enabled:
         here["tracking.uri"] = tracking_uri(base)
@@ -63,7 +64,7 @@ def begin_study(study: Study, output: Path) -> Study:
         here["data.root"] = str(Path(base.data.root).resolve())
     study = replace(study, recipe=apply_overrides(study.recipe, here))
     (output / _FILE).write_text(yaml.safe_dump(study.to_dict(), sort_keys=False), encoding="utf-8")
-    write_json(output / _INPUTS, input_files(base))
+    write_json(output / _INPUTS, inputs)
     return study
 
 

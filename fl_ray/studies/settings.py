@@ -159,6 +159,7 @@ def load_study(path: Path, overrides: Mapping[str, Any], trials: int | None = No
     Raises:
         SettingError: no such file, unknown keys, or anything in it that can't be used.
     """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # else it tells of every study in memory
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

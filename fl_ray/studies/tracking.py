@@ -53,8 +53,7 @@ class TrialRun:
         from mlflow.exceptions import MlflowException
 
         try:
-            reached = {name: value for name, value in trial.metrics.items() if name not in trial.missed}
-            _log_metrics(self.client, self.run_id, reached)
+            _log_metrics(self.client, self.run_id, trial.reached())
             self.client.set_tag(self.run_id, "state", trial.state)
             if trial.error is not None:
                 self.client.set_tag(self.run_id, "error", trial.error[:500])
@@ -124,8 +123,7 @@ def _log_study(study: Study, output: Path, status: str) -> None:
     stored = json.loads(known.read_text(encoding="utf-8"))
     client, run_id = mlflow.MlflowClient(stored["uri"]), stored["run_id"]
     for trial in best_trials(study.mode, study.metric, all_trials(output))[:1]:
-        reached = {name: value for name, value in trial.metrics.items() if name not in trial.missed}
-        _log_metrics(client, run_id, reached, "best_")
+        _log_metrics(client, run_id, trial.reached(), "best_")
         client.set_tag(run_id, "best_trial", str(trial.number))
     for name in ("study.yaml", "study.md", "trials.csv", "report.html"):
         if (output / name).exists():

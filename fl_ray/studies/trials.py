@@ -23,7 +23,7 @@ class Trial:
     Attributes:
         metrics: means over the seeds so far.
         by_seed: the metrics of each seed.
-        missed: by metric of a target, how many seeds did not reach it; they count as in ``fl_ray.studies.metrics``.
+        missed: of each seed, the metrics of targets that it did not reach; see ``fl_ray.studies.metrics.measure``.
         wall_s: seconds, over all its attempts.
         error: why it failed.
         mlflow_run: its run in the tracking store.
@@ -35,11 +35,19 @@ class Trial:
     state: State = "running"
     metrics: dict[str, float] = field(default_factory=dict)
     by_seed: dict[str, dict[str, float]] = field(default_factory=dict)
-    missed: dict[str, int] = field(default_factory=dict)
+    missed: dict[str, list[str]] = field(default_factory=dict)
     wall_s: float = 0.0
     error: str | None = None
     mlflow_run: str | None = None
     tracking_error: str | None = None
+
+    def misses(self, name: str) -> int:
+        """How many seeds did not reach the target of a metric."""
+        return sum(name in names for names in self.missed.values())
+
+    def reached(self) -> dict[str, float]:
+        """The metrics but for those of targets that a seed did not reach."""
+        return {name: value for name, value in self.metrics.items() if not self.misses(name)}
 
     def write(self, study: Path) -> None:
         """Into its folder of the study's."""

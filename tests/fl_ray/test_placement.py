@@ -3,9 +3,11 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+import ray
 
 from fl_ray.config import FleetConfig, RayConfig, RunConfig, RuntimeConfig, TierConfig
 from fl_ray.data.parts import prepare
@@ -16,6 +18,7 @@ from fl_ray.runtime.base import Phases
 from fl_ray.runtime.placement import plan_slots
 from fl_ray.runtime.ray_backend import RayRuntime
 from fl_ray.runtime.spare import spare
+from fl_ray.runtime.start import OpenRuntimes
 from fl_ray.runtime.tasks import ClientRecord, Job, JobData, RoundSettings, Task
 
 CLUSTER = {"CPU": 4.0, "bandwidth": 8.0, "memory": 8e9}
@@ -140,7 +143,6 @@ def test_tiers_change_what_runs_at_once(ray_session: None, small: Callable[..., 
 def test_bundles_that_others_hold_are_waited_for_only_so_long(
     ray_session: None, small: Callable[..., RunConfig]
 ) -> None:
-    import ray
     from ray.util.placement_group import placement_group, remove_placement_group
 
     other = placement_group([{"CPU": 3.0}])
@@ -156,3 +158,24 @@ def test_bundles_that_others_hold_are_waited_for_only_so_long(
         remove_placement_group(other)
     assert time.monotonic() - start < 30
     assert ray.is_initialized()
+
+
+def test_actors_go_where_the_next_run_wants_more_left_to_others(
+    ray_session: None, run_small: Callable[..., Any], small: Callable[..., RunConfig]
+) -> None:
+    settings = {"runtime__backend": "ray", "runtime__actors": "pooled", "runtime__num_actors": 1, "rounds": 1}
+    pool = {"with_generator": True, "method__name": "genfl", "generator__pool": {"actors": 1, "cpus": 1.0}}
+    runtimes = OpenRuntimes()
+    try:
+        runtime = runtimes.of(small(**settings))
+        run_small(runtime, **settings)
+        held = ray.available_resources()["CPU"]
+        assert runtimes.of(small(**settings)) is runtime
+        assert ray.available_resources()["CPU"] == held
+        assert runtimes.of(small(**settings, **pool)) is runtime
+        give_up = time.monotonic() + 20
+        while ray.available_resources()["CPU"] < held + 1:
+            assert time.monotonic() < give_up
+            time.sleep(0.1)
+    finally:
+        runtimes.close()
