@@ -264,6 +264,7 @@ def test_ctrl_c_leaves_a_usable_folder_and_no_ray_process(recipe: Path, tmp_path
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )
     history = tmp_path / "cut" / "history.csv"
     deadline = time.monotonic() + 120
