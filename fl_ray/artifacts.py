@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,18 @@ from fl_ray.model import ImageShape, WeightLayout, build_module
 from fl_ray.run_folder import RunFolder
 from fl_ray.tracking import Tracker
 
-__all__ = ["end_tracking", "is_one_model", "log_model", "sample_grid", "write_models", "write_samples"]
+__all__ = [
+    "columns_of_classes",
+    "end_tracking",
+    "is_one_model",
+    "log_model",
+    "sample_grid",
+    "write_models",
+    "write_samples",
+]
 
 _SAMPLE_COLUMNS = 8
+_CLIENT_COLUMNS = 10
 _STATUS = {"finished": "FINISHED", "interrupted": "KILLED", "stopped": "KILLED", "failed": "FAILED"}  # ours: MLflow's
 
 
@@ -48,24 +57,61 @@ def is_one_model(method: Method, weights: np.ndarray) -> bool:
 
 def write_samples(run: RunContext, method: Method) -> None:
     """samples.png: real images beside generated ones."""
-    made = method.sample_images(run)
-    if made is None:
+    made = method.guided_samples(run)
+    if made is not None:
+        picture = _client_grid(run.data, made)
+    else:
         available, shown = run.synthesis.available(), np.full(run.data.num_classes, _SAMPLE_COLUMNS)
-        made = run.synthesis.images(shown if available is None else np.minimum(available, shown), run.config.seed)
-    (run.folder / "samples.png").write_bytes(sample_grid(run.data, *made))
+        counts = shown if available is None else np.minimum(available, shown)
+        picture = sample_grid(run.data, *run.synthesis.images(counts, run.config.seed))
+    (run.folder / "samples.png").write_bytes(picture)
+
+
+Images = tuple[np.ndarray, np.ndarray]  # uint8 [N, C, H, W] and their classes, int64 [N]
 
 
 def sample_grid(data: FederatedData, images: np.ndarray, labels: np.ndarray) -> bytes:
     """A PNG of public images beside the first generated ones of each class; white where there are none."""
+    public = data.public_images, data.public_labels
+    return columns_of_classes(data.source.classes, public, (images, labels), of="real (public part)")
+
+
+def columns_of_classes(classes: Sequence[str], real: Images, made: Images, of: str) -> bytes:
+    """A PNG of the first real images of each class beside the first generated ones; white where there are none.
+
+    Args:
+        of: what the real ones are.
+    """
     from fl_ray.report.figures import samples_png
 
-    shape = data.num_classes, _SAMPLE_COLUMNS, *images.shape[1:]
+    sides = [_rows(side, range(len(classes))) for side in (real, made)]
+    return samples_png(*sides, classes, of)
+
+
+def _rows(side: Images, labels: Iterable[int]) -> np.ndarray:
+    """The first images of each class, uint8 [classes, columns, C, H, W]."""
+    images, own = side
+    found = [images[own == label][:_SAMPLE_COLUMNS] for label in labels]
+    sheet = np.full((len(found), _SAMPLE_COLUMNS, *images.shape[1:]), 255, dtype=np.uint8)
+    for row, given in zip(sheet, found, strict=True):
+        row[: len(given)] = given
+    return sheet
+
+
+def _client_grid(data: FederatedData, made: Mapping[int, Images]) -> bytes:
+    """A PNG with a row for each client: its first image of each of its first classes, beside what it has guided."""
+    from fl_ray.report.figures import samples_png
+
+    columns = min(_CLIENT_COLUMNS, data.num_classes)
+    shape = len(made), columns, *data.images.shape[1:]
     sides = np.full((2, *shape), 255, dtype=np.uint8)
-    for side, (found, of) in zip(sides, ((data.public_images, data.public_labels), (images, labels)), strict=True):
-        for label in range(data.num_classes):
-            own = found[of == label][:_SAMPLE_COLUMNS]
-            side[label, : len(own)] = own
-    return samples_png(*sides, data.source.classes)
+    for place, (client, guided) in enumerate(made.items()):
+        rows = data.partition.of(client)
+        known = np.unique(data.labels[rows])[:columns]
+        for side, (images, labels) in zip(sides, ((data.images[rows], data.labels[rows]), guided), strict=True):
+            for column, label in enumerate(known):
+                side[place, column] = images[labels == label][0]
+    return samples_png(*sides, [data.client_name(client) for client in made], "real (the client's own)")
 
 
 def end_tracking(

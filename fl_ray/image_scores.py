@@ -7,6 +7,7 @@ Inception with the user's weights); CAS trains the recipe's own model with the r
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -47,6 +48,7 @@ class ImageScores:
         per_class: real images of each class that features are compared with (fewer where the test part has fewer).
         inception: file of Inception weights, in place of the extractor that is trained on the public images.
         clip: folder of a CLIP model; None: no CLIP score.
+        setting: where ``per_class`` is from, for messages.
 
     Attributes:
         extractor: what features come from, for the report.
@@ -56,18 +58,48 @@ class ImageScores:
     """
 
     def __init__(
-        self, config: RunConfig, data: FederatedData, per_class: int, inception: str | None, clip: str | None
+        self,
+        config: RunConfig,
+        data: FederatedData,
+        per_class: int,
+        inception: str | None,
+        clip: str | None,
+        setting: str = "--per_class",
     ) -> None:
         self.config, self.data, self.per_class, self.seed = config, data, per_class, config.seed
-        rows = self._balanced(data.test_labels, "test")
-        self._check(data.test_labels, "test", "raise data.test_fraction or data.max_samples")
-        self._real, self._real_labels = data.test_images[rows], data.test_labels[rows]
+        self._setting = setting
+        self._classes, self._tests = np.arange(data.num_classes), np.arange(len(data.test_labels))
+        # Rows of the real images that synthetic ones may have been learnt from.
+        self._parts = {"public": data.public, "reserve": data.reserve, "clients": data.partition.owned()}
         self._clip = _option("--clip", lambda: ClipScorer(Path(clip))) if clip is not None else None
         if inception is not None:
             self._features = _option("--inception", lambda: InceptionExtractor(Path(inception))).features
             self.extractor: dict[str, Any] = {"kind": "inception_v3", "file": str(inception)}
         else:
             self._features = self._train_extractor()
+        self._compare()
+
+    def of_client(self, client: int) -> ImageScores:
+        """The same measures for images of one client: of its classes alone, against test images of its domains, with
+        neighbours looked for among its own images and the public ones of its domains.
+
+        Raises:
+            SettingError: a class of the client has too few of these test images.
+        """
+        data, made = self.data, copy.copy(self)
+        own, tests = data.partition.of(client), data.tests_like(client)
+        made._parts = {"public": data.public_like(client), "clients": own}
+        made._classes = np.unique(data.labels[own])
+        made._tests = tests[np.isin(data.test_labels[tests], made._classes)]
+        made._compare()
+        return made
+
+    def _compare(self) -> None:
+        """Choose the test images that features are compared with."""
+        labels = self.data.test_labels[self._tests]
+        self._check(labels, "test", "raise data.test_fraction or data.max_samples")
+        rows = self._tests[self._balanced(labels, "test")]
+        self._real, self._real_labels = self.data.test_images[rows], self.data.test_labels[rows]
         self._real_features = _option("--inception", lambda: self._features(self._real))
 
     def _train_extractor(self) -> Callable[[np.ndarray], np.ndarray]:
@@ -83,7 +115,7 @@ class ImageScores:
 
     def _check(self, labels: np.ndarray, part: str, way: str, least: int = NEIGHBOURS + 1) -> None:
         counts = np.bincount(labels, minlength=self.data.num_classes)
-        label = int(counts.argmin())
+        label = int(self._classes[counts[self._classes].argmin()])
         if counts[label] < least:
             raise SettingError(
                 f"quality: the {part} part holds {counts[label]} images of class {self.data.source.classes[label]}, "
@@ -93,13 +125,8 @@ class ImageScores:
     def _balanced(self, labels: np.ndarray, part: str) -> np.ndarray:
         """Up to ``per_class`` random rows of each class, by key."""
         rng = numpy_generator(self.seed, f"quality/{part}")
-        own = [rng.permutation(np.flatnonzero(labels == label)) for label in range(self.data.num_classes)]
+        own = [rng.permutation(np.flatnonzero(labels == label)) for label in self._classes]
         return np.sort(np.concatenate([rows[: self.per_class] for rows in own]))
-
-    def _parts(self) -> dict[str, np.ndarray]:
-        """Rows of the real images that synthetic ones may have been learnt from, by part."""
-        parts = {"public": self.data.public, "reserve": self.data.reserve, "clients": self.data.partition.owned()}
-        return {name: rows for name, rows in parts.items() if len(rows)}
 
     def real_sets(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Real images by the part that they come from, as many as synthetic ones where there are so many; without parts
@@ -107,9 +134,9 @@ class ImageScores:
         """
         found = {}
         for name in ("public", "clients"):
-            rows = self._parts().get(name, np.empty(0, dtype=np.int64))
+            rows = self._parts[name]
             labels = self.data.labels[rows]
-            if np.bincount(labels, minlength=self.data.num_classes).min() > NEIGHBOURS:
+            if np.bincount(labels, minlength=self.data.num_classes)[self._classes].min() > NEIGHBOURS:
                 chosen = rows[self._balanced(labels, name)]
                 found[name] = self.data.images[chosen], self.data.labels[chosen]
         return found
@@ -128,18 +155,21 @@ class ImageScores:
         except SettingError:
             raise
         except ValueError as error:
-            raise SettingError(f"--per_class is {self.per_class}: {error}; raise it") from error
+            raise SettingError(f"{self._setting} is {self.per_class}: {error}; raise it") from error
 
     def _measure(self, images: np.ndarray, labels: np.ndarray, part: str | None) -> dict[str, Any]:
-        data, classes = self.data, self.data.num_classes
         features = self._features(images)
         kernel, kernel_error = kid(self._real_features, features, numpy_generator(self.seed, "quality/kid"))
-        precision, recall = precision_recall_by_class(self._real_features, self._real_labels, features, labels, classes)
-        shift, shift_error = domain_shift(self._real, images, key_seed(self.seed, "quality/domain_shift"))
-        cas, cas_by_class = classification_accuracy(
-            self._fit_recipe_model, images, labels, data.test_images, data.test_labels, classes
+        precision, recall = precision_recall_by_class(
+            self._real_features, self._number(self._real_labels), features, self._number(labels), len(self._classes)
         )
-        neighbours = {name: self._neighbours(images, rows) for name, rows in self._parts().items() if name != part}
+        shift, shift_error = domain_shift(self._real, images, key_seed(self.seed, "quality/domain_shift"))
+        tests = self.data.test_images[self._tests], self._number(self.data.test_labels[self._tests])
+        cas, cas_by_class = classification_accuracy(
+            self._fit_recipe_model, images, self._number(labels), *tests, len(self._classes)
+        )
+        parts = {name: rows for name, rows in self._parts.items() if len(rows) and name != part}
+        neighbours = {name: self._neighbours(images, rows) for name, rows in parts.items()}
         return {
             "images": len(images),
             "fid": fid(self._real_features, features),
@@ -156,11 +186,15 @@ class ImageScores:
             "by_class": {"precision": precision.tolist(), "recall": recall.tolist(), "cas": cas_by_class.tolist()},
         }
 
+    def _number(self, labels: np.ndarray) -> np.ndarray:
+        """Labels by their place among the classes that are measured."""
+        return np.searchsorted(self._classes, labels)
+
     def _neighbours(self, images: np.ndarray, rows: np.ndarray) -> dict[str, Any]:
         data = self.data
         rng = numpy_generator(self.seed, "quality/neighbours")
-        train, held_out = equal_counts(data.labels[rows], data.test_labels, data.num_classes, rng)
-        return asdict(memorisation(images, data.images[rows[train]], data.test_images[held_out]))
+        train, held_out = equal_counts(data.labels[rows], data.test_labels[self._tests], data.num_classes, rng)
+        return asdict(memorisation(images, data.images[rows[train]], data.test_images[self._tests[held_out]]))
 
     def _clip_score(self, images: np.ndarray, labels: np.ndarray) -> float:
         return self._clip.score(images, labels, [PROMPT.format(name) for name in self.data.source.classes])

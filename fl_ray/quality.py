@@ -3,6 +3,9 @@
 The rows of real images say what the measures give where nothing is synthetic: ``public`` are those that a generator
 learns from (and the feature extractor), ``clients`` are images that neither has seen (but a generator that clients
 train has).
+
+Of a finished run in which clients have guided the images (``fl_ray.methods.fedlmg``), there is a row for each client
+instead, against test images of its domains, and one for as many of its own images.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fl_ray.artifacts import sample_grid
+from fl_ray.artifacts import columns_of_classes, sample_grid
 from fl_ray.comparison import plan_comparison
 from fl_ray.config import RunConfig
 from fl_ray.data.parts import FederatedData, prepare
@@ -23,6 +26,7 @@ from fl_ray.downstream import gains_of_runs, rank_correlations, with_measures
 from fl_ray.errors import SettingError
 from fl_ray.experiment import check
 from fl_ray.federated_generator import recipe_synthesis
+from fl_ray.finished_run import FinishedRun
 from fl_ray.image_scores import ImageScores
 from fl_ray.progress import Progress
 from fl_ray.recipes import apply_overrides, compare_entries, make_config
@@ -37,14 +41,14 @@ from generators.quality.manifold import NEIGHBOURS
 if TYPE_CHECKING:  # matplotlib, imported when there is something to draw
     from fl_ray.report.comparison_report import Table
 
-__all__ = ["Measured", "QualityOptions", "measure", "plan_quality", "quality"]
+__all__ = ["Measured", "QualityOptions", "measure", "measure_guided", "plan_quality", "quality", "quality_of_run"]
 
 _SAME = ("data", "model", "training")  # sections that all generators of a table must share
 
 
 @dataclass(frozen=True)
 class QualityOptions:
-    """How to measure: images of each class, and as for ``ImageScores``.
+    """How to measure: images of each class (those of a finished run are as many as it had), and as for ``ImageScores``.
 
     Raises:
         SettingError: too few images.
@@ -132,6 +136,35 @@ def measure(configs: Mapping[str, RunConfig], options: QualityOptions, progress:
     return found
 
 
+def measure_guided(run: FinishedRun, options: QualityOptions, progress: Progress) -> Measured:
+    """Measure the images that each client of a run has guided, and as many of its own.
+
+    Raises:
+        SettingError: nothing was guided, or there are too few images.
+    """
+    data, config = run.data, run.config
+    torch.set_num_threads(config.runtime.threads)
+    guided = run.guided_images(run.uploads(), progress)
+    most = max(int(np.bincount(labels).max()) for _, labels in guided.values())
+    scores = ImageScores(config, data, most, options.inception, options.clip, "method.images_per_class")
+    found = Measured(extractor=scores.extractor)
+    real: list[dict[str, Any]] = []
+    for client, made in guided.items():
+        name = data.client_name(client)
+        progress.message(f"measuring the images of {name}")
+        own = scores.of_client(client)
+        found.rows.append({"label": name, "labels": [], **own.of(*made)})
+        found.configs.append(config)
+        rows = data.partition.of(client)
+        sides = (data.images[rows], data.labels[rows]), made
+        found.samples.append(columns_of_classes(data.source.classes, *sides, of="real (its own)"))
+        its_own = own.real_sets().get("clients")
+        if its_own is not None:
+            real.append({"label": f"real, of {name}", "labels": [], **own.of(*its_own, "clients")})
+    found.rows += real
+    return found
+
+
 def _distinct(
     configs: Mapping[str, RunConfig], data: FederatedData, runtime: Runtime, progress: Progress
 ) -> list[tuple[list[str], Synthesis, RunConfig]]:
@@ -177,14 +210,7 @@ def quality(
     gains, targets = gains_of_runs(configs, runs[1], str(runs[0])) if runs is not None else ([], [])
     measured = measure(configs, options, progress)
     first = measured.configs[0]
-    content = {
-        "name": first.name,
-        "seed": first.seed,
-        "options": asdict(options),
-        "extractor": measured.extractor,
-        "environment": environment(),
-        "rows": measured.rows,
-    }
+    content = _content(measured, options)
     more, tables = [], []
     if runs is not None:
         joined = with_measures(gains, measured.rows)
@@ -196,6 +222,33 @@ def quality(
     tables.insert(0, quality_report(output, lead, measured.rows, measured.samples, more))
     _track(measured, [output / "quality.json", output / "quality.html"], progress)
     return tables
+
+
+def quality_of_run(run: FinishedRun, options: QualityOptions, output: Path, progress: Progress) -> Table:
+    """Measure what the clients of a run have guided, and write quality.json, its table and quality.html into
+    ``output``; the table.
+
+    Raises:
+        SettingError: as ``measure_guided``.
+    """
+    from fl_ray.report.quality_report import quality_report
+
+    measured, config = measure_guided(run, options, progress), run.config
+    write_json(output / "quality.json", _content(measured, options) | {"run": str(run.folder.path)})
+    lead = f"{config.name}: {config.method.name} on {config.data.name}, guided by each client, seed {config.seed}"
+    return quality_report(output, lead, measured.rows, measured.samples)
+
+
+def _content(measured: Measured, options: QualityOptions) -> dict[str, Any]:
+    first = measured.configs[0]
+    return {
+        "name": first.name,
+        "seed": first.seed,
+        "options": asdict(options),
+        "extractor": measured.extractor,
+        "environment": environment(),
+        "rows": measured.rows,
+    }
 
 
 def _track(measured: Measured, files: list[Path], progress: Progress) -> None:

@@ -7,7 +7,7 @@ to what the client trained on than to images of the same domain that nobody trai
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,22 +17,16 @@ from safetensors.torch import load_file
 from fl_ray.audit.inversion import invert
 from fl_ray.audit.membership import Attack, attack, features, shadow_scores
 from fl_ray.config import Component, RunConfig
-from fl_ray.data.parts import FederatedData, prepare
-from fl_ray.errors import OutputError, SettingError
-from fl_ray.experiment import check
-from fl_ray.federated_generator import make_synthesis
+from fl_ray.errors import SettingError
+from fl_ray.finished_run import FinishedRun
 from fl_ray.guides import guide_of
-from fl_ray.methods.base import Method
 from fl_ray.methods.fedlmg import FedLMG
 from fl_ray.methods.one_shot import OneShot
 from fl_ray.methods.reference import ServerOnly
-from fl_ray.model import ImageShape, WeightLayout, build_module, initial_module
-from fl_ray.preparation import check_partition, make_context
+from fl_ray.model import ImageShape, build_module, initial_module
 from fl_ray.progress import Progress
 from fl_ray.randomness import key_seed, numpy_generator, seeded_torch
-from fl_ray.run_folder import RunFolder
 from fl_ray.runtime.local_training import train_locally
-from fl_ray.runtime.start import open_runtime
 from generators.quality.memorisation import Memorisation, equal_counts, memorisation
 
 __all__ = ["Audit", "ModelAudit", "audit_run"]
@@ -79,36 +73,24 @@ def audit_run(path: Path, shadows: int, inversion_steps: int, per_class: int, pr
         OutputError: no finished run's folder, or other data.
         SettingError: the run has no classifier.
     """
-    folder = RunFolder(path)
-    if not folder.finished():
-        raise OutputError(f"{path}: no finished run; audit one run's folder (of a comparison: runs/LABEL/SEED)")
-    config = folder.config()
-    config = replace(config, tracking=replace(config.tracking, enabled=False), model_store=None)
-    config = replace(config, runtime=replace(config.runtime, backend="in_process"))
-    method, data = check(config), prepare(config.data, config.seed)
-    check_partition(folder, data, path)
-    auditor = _Auditor(config, method, data, folder, progress)
-    return Audit(config, auditor.run(shadows, inversion_steps, per_class))
+    run = FinishedRun.open(path)
+    return Audit(run.config, _Auditor(run, progress).audit(shadows, inversion_steps, per_class))
 
 
 class _Auditor:
-    def __init__(
-        self, config: RunConfig, method: Method, data: FederatedData, folder: RunFolder, progress: Progress
-    ) -> None:
-        self.config, self.method, self.data, self.folder, self.progress = config, method, data, folder, progress
-        self.shape = ImageShape.of(data.source)
+    def __init__(self, run: FinishedRun, progress: Progress) -> None:
+        self.run, self.progress = run, progress
+        self.config, self.method, self.data, self.folder = run.config, run.method, run.data, run.folder
+        self.shape = ImageShape.of(run.data.source)
 
-    def run(self, shadows: int, steps: int, per_class: int) -> list[ModelAudit]:
-        uploads = {
-            _number(file): self._load(file, self._model_of(_number(file)))
-            for file in sorted((self.folder / "uploads").glob("client_*.safetensors"))
-        }
+    def audit(self, shadows: int, steps: int, per_class: int) -> list[ModelAudit]:
+        uploads = self.run.uploads()
         audits, own_epochs = [], self.config.training.local_epochs
         for client, module in uploads.items():
             self.progress.message(f"client {client}: attacking its classifier")
             found = ModelAudit(f"client {client}")
-            rows, tests = self.data.partition.of(client), self._tests_like(client)
-            found.attacks = self._attacks(module, rows, tests, self._model_of(client), own_epochs, shadows, client)
+            rows, tests = self.data.partition.of(client), self.data.tests_like(client)
+            found.attacks = self._attacks(module, rows, tests, self.run.model_of(client), own_epochs, shadows, client)
             if steps:
                 found.inverted, found.recognised = self._invert(client, uploads, rows, tests, steps, per_class)
             audits.append(found)
@@ -116,7 +98,7 @@ class _Auditor:
         tensors = load_file(final)
         if set(tensors) == set(build_module(self.config.model, self.shape, self.config.training).state_dict()):
             rows, tests = self.data.partition.owned(), np.arange(len(self.data.test_labels))
-            module = self._load(final, self.config.model)
+            module = self.run.load(final, self.config.model)
             epochs, key = self._epochs_of_the_result(), self.config.data.clients
             attacks = self._attacks(module, rows, tests, self.config.model, epochs, shadows, key)
             audits.append(ModelAudit(GLOBAL, attacks))
@@ -126,7 +108,11 @@ class _Auditor:
                 "nothing to audit"
             )
         if isinstance(self.method, FedLMG) and uploads:
-            self._guided(uploads, audits)
+            guided = self.run.guided_images(uploads, self.progress)
+            for client, found in zip(uploads, audits, strict=False):
+                rows, tests = self.data.partition.of(client), self.data.tests_like(client)
+                if len(guided[client][0]):
+                    found.guided = self._near(guided[client][0], rows, tests, client)
         return audits
 
     def _epochs_of_the_result(self) -> int | None:
@@ -137,24 +123,6 @@ class _Auditor:
         if isinstance(method, ServerOnly):
             return None if method.head_only else rounds * (method.server_epochs or local)
         return rounds * local
-
-    def _model_of(self, client: int) -> Component:
-        return self.method.model_of(self.config, client)
-
-    def _load(self, file: Path, component: Component) -> torch.nn.Module:
-        module = build_module(component, self.shape, self.config.training)
-        if hasattr(module, "evaluation"):
-            raise SettingError(f"model {component.name} is no classifier, so there is nothing to audit")
-        module.load_state_dict(load_file(file))
-        return module.eval()
-
-    def _tests_like(self, client: int) -> np.ndarray:
-        """Test images of the domains that a client has: what tells its own from others is not their domain."""
-        data = self.data
-        if data.test_domains is None or data.source.domains is None:
-            return np.arange(len(data.test_labels))
-        own = np.unique(data.source.domains[data.partition.of(client)])
-        return np.flatnonzero(np.isin(data.test_domains, own))
 
     def _pairs(self, rows: np.ndarray, tests: np.ndarray, *key: int) -> tuple[np.ndarray, np.ndarray]:
         """As many training rows as test rows, of each class."""
@@ -237,24 +205,3 @@ class _Auditor:
         if len(rows) < _LEAST:
             return None
         return memorisation(images, self.data.images[rows], self.data.test_images[tests])
-
-    def _guided(self, uploads: dict[int, torch.nn.Module], audits: list[ModelAudit]) -> None:
-        """The images that each client has guided, from the generator's cache or made again."""
-        config, method = self.config, self.method
-        method.uploads = {client: WeightLayout(module).read().numpy() for client, module in uploads.items()}
-        with open_runtime(config, self.progress) as runtime:
-            synthesis = make_synthesis(config, method, self.data, runtime, self.progress)
-            context, _ = make_context(config, method, self.data, self.folder, runtime, self.progress, synthesis)
-            try:
-                clients = list(uploads)
-                images, _, guided_by = method.synthesise(context, clients)
-            finally:
-                synthesis.close()
-        for place, client in enumerate(clients):
-            own = images[guided_by == place]
-            if len(own):
-                audits[place].guided = self._near(own, self.data.partition.of(client), self._tests_like(client), client)
-
-
-def _number(file: Path) -> int:
-    return int(file.stem.removeprefix("client_"))

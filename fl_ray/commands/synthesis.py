@@ -83,7 +83,9 @@ def _opened(config: RunConfig, progress: Progress) -> Iterator[Synthesis]:
 
 
 def quality(options: Any, overrides: dict[str, Any]) -> int:
-    """Measure the images of a recipe's generators."""
+    """Measure the images of a recipe's generators, or those that the clients of a finished run have guided."""
+    if Path(options.recipe).is_dir():
+        return _quality_of_run(options, overrides)
     from fl_ray.recipes import load_recipe
     from fl_ray.run_folder import new_folder
 
@@ -93,7 +95,7 @@ def quality(options: Any, overrides: dict[str, Any]) -> int:
     from fl_ray.quality import QualityOptions, plan_quality
     from fl_ray.quality import quality as measure
 
-    asked = QualityOptions(options.per_class, options.inception, options.clip)
+    asked = QualityOptions(100 if options.per_class is None else options.per_class, options.inception, options.clip)
     configs = plan_quality(recipe, overrides)
     if options.print_config:
         print_configs(configs)
@@ -101,5 +103,27 @@ def quality(options: Any, overrides: dict[str, Any]) -> int:
     output = new_folder(Path(options.output) if options.output else default_output(f"{recipe['name']}-quality"))
     for table in measure(configs, asked, output, Progress(), runs):
         print_table(*table)
+    print(f"measures: {output / 'quality.json'}\nreport: {output / 'quality.html'}")
+    return 0
+
+
+def _quality_of_run(options: Any, overrides: dict[str, Any]) -> int:
+    given = {"per_class": options.per_class, "runs": options.runs, **overrides}
+    refused = next((name for name, value in given.items() if value is not None), None)
+    if refused is not None:
+        raise SettingError(f"{options.recipe} is a run's folder, and is measured as it was run; leave --{refused} out")
+    from fl_ray.finished_run import FinishedRun
+    from fl_ray.progress import Progress
+    from fl_ray.quality import QualityOptions, quality_of_run
+    from fl_ray.run_folder import new_folder
+
+    progress = Progress()
+    try:
+        run = FinishedRun.open(Path(options.recipe))
+        output = new_folder(Path(options.output) if options.output else default_output(f"{run.config.name}-quality"))
+        asked = QualityOptions(inception=options.inception, clip=options.clip)
+        print_table(*quality_of_run(run, asked, output, progress))
+    finally:
+        progress.stop()
     print(f"measures: {output / 'quality.json'}\nreport: {output / 'quality.html'}")
     return 0

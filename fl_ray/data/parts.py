@@ -107,6 +107,29 @@ class FederatedData:
     def num_classes(self) -> int:
         return len(self.source.classes)
 
+    def domains_of(self, client: int) -> np.ndarray | None:
+        """Numbers of the domains that a client's training images are of; None where the data set has none."""
+        domains = self.source.domains
+        return None if domains is None else np.unique(domains[self.partition.of(client)])
+
+    def client_name(self, client: int) -> str:
+        """Its number, with its domain where it has one alone."""
+        own, names = self.domains_of(client), self.source.domain_names
+        one = own is not None and names is not None and len(own) == 1
+        return f"client {client}, {names[own[0]]}" if one else f"client {client}"
+
+    def tests_like(self, client: int) -> np.ndarray:
+        """Test rows of the client's domains: what tells its own images from others is then not their domain."""
+        own = self.domains_of(client)
+        if own is None or self.test_domains is None:
+            return np.arange(len(self.test_labels))
+        return np.flatnonzero(np.isin(self.test_domains, own))
+
+    def public_like(self, client: int) -> np.ndarray:
+        """Public rows of the client's domains."""
+        own = self.domains_of(client)
+        return self.public if own is None else self.public[np.isin(self.source.domains[self.public], own)]
+
     def server_part(self, name: Literal["public", "reserve", "none"]) -> tuple[np.ndarray, np.ndarray]:
         """Images and labels of a part that the server holds."""
         rows = np.empty(0, dtype=np.int64) if name == "none" else getattr(self, name)

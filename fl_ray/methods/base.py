@@ -133,8 +133,8 @@ class Method(ABC):
         """The method's model (or models) on the clients' held-out images."""
         return run.runtime.evaluate_clients(self.client_models(run, weights), clients)
 
-    def sample_images(self, run: RunContext) -> tuple[np.ndarray, np.ndarray] | None:
-        """Synthetic images and labels for samples.png; None: the generator's own."""
+    def guided_samples(self, run: RunContext) -> dict[int, tuple[np.ndarray, np.ndarray]] | None:
+        """Synthetic images that each client has guided, and their classes, for samples.png; None: nobody did."""
         return None
 
     def client_models(self, run: RunContext, weights: np.ndarray) -> dict[int | None, np.ndarray]:

@@ -140,9 +140,8 @@ class FedLMG(OneShot):
         images, labels, guided_by = self.synthesise(run, clients)
         given = run.runtime.predict(self.uploads, run.runtime.put(images, labels))
         logs = np.stack([given[client] for client in clients])
-        domains = run.data.source.domains
-        if domains is not None:
-            domains = [np.unique(domains[run.data.partition.of(client)]).tolist() for client in clients]
+        owned = [run.data.domains_of(client) for client in clients]
+        domains = None if run.data.source.domains is None else [own.tolist() for own in owned]
         run.notes["guided_accuracy"] = recognised(logs.argmax(axis=2) == labels, labels, guided_by, known, domains)
         if self.accept is not None:
             found = accepted(logs[guided_by, np.arange(len(labels))], labels, guided_by, self.accept)
@@ -188,14 +187,10 @@ class FedLMG(OneShot):
         guided_by, labels = np.divmod(jobs, known.shape[1])
         return images, labels, guided_by
 
-    def sample_images(self, run: RunContext) -> tuple[np.ndarray, np.ndarray]:
-        """Of each class, one of each client before a second of any."""
+    def guided_samples(self, run: RunContext) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         clients = list(self.uploads)
         images, labels, guided_by = self.synthesise(run, clients)
-        jobs = guided_by * run.data.num_classes + labels  # ascending
-        number = np.arange(len(jobs)) - np.searchsorted(jobs, jobs)  # of an image within its job
-        order = np.lexsort((guided_by, number, labels))
-        return images[order], labels[order]
+        return {client: (images[guided_by == at], labels[guided_by == at]) for at, client in enumerate(clients)}
 
 
 def recognised(

@@ -225,21 +225,23 @@ def timeline_figure(rounds: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def samples_png(real: np.ndarray, synthetic: np.ndarray, classes: Sequence[str]) -> bytes:
-    """Real images on the left, synthetic ones on the right, a row per class.
+def samples_png(real: np.ndarray, synthetic: np.ndarray, names: Sequence[str], of: str) -> bytes:
+    """Real images on the left, synthetic ones on the right, of the first twenty rows.
 
     Args:
-        real, synthetic: uint8 [classes, columns, C, H, W].
+        real, synthetic: uint8 [rows, columns, C, H, W].
+        names: of the rows: classes, or clients.
+        of: what the real ones are.
     """
-    rows = min(len(classes), 20)
+    rows = min(len(names), 20)
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(9, 0.5 + 0.46 * rows), layout="constrained")
         axes = figure.subplots(1, 2)
-    for axis, images, title in zip(axes, (real, synthetic), ("real (public part)", "synthetic"), strict=True):
+    for axis, images, title in zip(axes, (real, synthetic), (of, "synthetic"), strict=True):
         axis.imshow(_tiles(images[:rows]), cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="equal")
         axis.set_title(title)
         height = images.shape[3] + 1
-        axis.set_yticks([height * row + height / 2 for row in range(rows)], [str(name)[:14] for name in classes[:rows]])
+        axis.set_yticks([height * row + height / 2 for row in range(rows)], [str(name)[:18] for name in names[:rows]])
         axis.set_xticks([])
         axis.grid(visible=False)
         for side in axis.spines.values():

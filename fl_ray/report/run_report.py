@@ -142,8 +142,9 @@ def samples_section(folder: RunFolder) -> str:
     """The grid of real and synthetic images, or nothing."""
     if not (folder / "samples.png").exists():
         return ""
-    picture = html.data_image((folder / "samples.png").read_bytes(), "real and synthetic images by class")
-    return html.section("Synthetic images", html.figure(picture, "A row per class, real images beside generated ones."))
+    picture = html.data_image((folder / "samples.png").read_bytes(), "real and synthetic images")
+    caption = "Real images beside generated ones, a row for each class, or for each client where clients have guided."
+    return html.section("Synthetic images", html.figure(picture, caption))
 
 
 def _timeline(folder: RunFolder, mode: str) -> str:

@@ -76,6 +76,20 @@ def test_public_images_of_some_domains_alone(folders: DataConfig) -> None:
         prepare(replace(folders, public_domains=["noon"]), 0)
 
 
+def test_what_is_like_a_clients_images_is_of_its_domains(folders: DataConfig) -> None:
+    data = prepare(folders, 0)
+    for client, name in enumerate(("day", "night")):
+        assert data.domains_of(client).tolist() == [client]
+        assert data.client_name(client) == f"client {client}, {name}"
+        assert set(data.test_domains[data.tests_like(client)]) == {client}
+        assert len(data.tests_like(client)) == (data.test_domains == client).sum()
+        assert set(data.source.domains[data.public_like(client)]) == {client}
+    assert sum(len(data.public_like(client)) for client in (0, 1)) == len(data.public)
+    mixed = prepare(replace(folders, partition=Component("iid")), 0)
+    assert mixed.client_name(0) == "client 0"
+    assert len(mixed.tests_like(0)) == len(mixed.test_labels)
+
+
 def test_accuracy_is_told_by_domain(folders: DataConfig, run_small: Callable) -> None:
     _, summary = run_small(
         data={"name": "image_folder", "root": folders.root, "path": "set", "image_size": 4, "clients": 2,

@@ -1,0 +1,99 @@
+"""A finished run opened again, to look at what its clients sent and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from fl_ray.config import Component, RunConfig
+from fl_ray.data.parts import FederatedData, prepare
+from fl_ray.errors import OutputError, SettingError
+from fl_ray.experiment import check
+from fl_ray.federated_generator import make_synthesis
+from fl_ray.methods.base import Method
+from fl_ray.methods.fedlmg import FedLMG
+from fl_ray.model import ImageShape, WeightLayout, build_module
+from fl_ray.preparation import check_partition, make_context
+from fl_ray.progress import Progress
+from fl_ray.run_folder import RunFolder
+from fl_ray.runtime.start import open_runtime
+
+__all__ = ["FinishedRun"]
+
+
+@dataclass
+class FinishedRun:
+    """A run's folder with its data and its method; nothing is tracked, published or trained on Ray.
+
+    Attributes:
+        config: the run's, but for where it is computed.
+    """
+
+    folder: RunFolder
+    config: RunConfig
+    method: Method
+    data: FederatedData
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open it, on the data that it had.
+
+        Raises:
+            OutputError: no finished run's folder, or other data.
+        """
+        folder = RunFolder(path)
+        if not folder.finished():
+            raise OutputError(f"{path}: no finished run; give one run's folder (of a comparison: runs/LABEL/SEED)")
+        config = folder.config()
+        config = replace(config, tracking=replace(config.tracking, enabled=False), model_store=None)
+        config = replace(config, runtime=replace(config.runtime, backend="in_process"))
+        method, data = check(config), prepare(config.data, config.seed)
+        check_partition(folder, data, path)
+        return cls(folder, config, method, data)
+
+    def model_of(self, client: int) -> Component:
+        """What a client has trained."""
+        return self.method.model_of(self.config, client)
+
+    def load(self, file: Path, component: Component) -> torch.nn.Module:
+        """A classifier of the run, in evaluation mode.
+
+        Raises:
+            SettingError: it is no classifier.
+        """
+        module = build_module(component, ImageShape.of(self.data.source), self.config.training)
+        if hasattr(module, "evaluation"):
+            raise SettingError(f"model {component.name} is no classifier, so there is nothing to look at")
+        module.load_state_dict(load_file(file))
+        return module.eval()
+
+    def uploads(self) -> dict[int, torch.nn.Module]:
+        """The classifiers that clients have sent whole, by client; empty where the method has none."""
+        files = sorted((self.folder / "uploads").glob("client_*.safetensors"))
+        numbers = [int(file.stem.removeprefix("client_")) for file in files]
+        return {number: self.load(file, self.model_of(number)) for number, file in zip(numbers, files, strict=True)}
+
+    def guided_images(
+        self, uploads: dict[int, torch.nn.Module], progress: Progress
+    ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """Images that each client's upload has guided, and their classes: from the generator's cache, or made again.
+
+        Raises:
+            SettingError: nothing was guided in this run.
+        """
+        config, method = self.config, self.method
+        if not isinstance(method, FedLMG) or not uploads:
+            raise SettingError(f"method {config.method.name} has no images that clients have guided")
+        method.uploads = {client: WeightLayout(module).read().numpy() for client, module in uploads.items()}
+        with open_runtime(config, progress) as runtime:
+            synthesis = make_synthesis(config, method, self.data, runtime, progress)
+            context, _ = make_context(config, method, self.data, self.folder, runtime, progress, synthesis)
+            try:
+                return method.guided_samples(context)
+            finally:
+                synthesis.close()
