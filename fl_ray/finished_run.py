@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -22,13 +24,14 @@ from fl_ray.preparation import check_partition, make_context
 from fl_ray.progress import Progress
 from fl_ray.run_folder import RunFolder
 from fl_ray.runtime.start import open_runtime
+from fl_ray.tracking import Tracker
 
 __all__ = ["FinishedRun"]
 
 
 @dataclass
 class FinishedRun:
-    """A run's folder with its data and its method; nothing is tracked, published or trained on Ray.
+    """A run's folder with its data and its method; nothing is published or computed on Ray.
 
     Attributes:
         config: the run's, but for where it is computed.
@@ -97,3 +100,20 @@ class FinishedRun:
                 return method.guided_samples(context)
             finally:
                 synthesis.close()
+
+    def log(self, found: Mapping[str, float], files: Sequence[Path], progress: Progress) -> None:
+        """Add what was found to the run's own MLflow run, where it has one."""
+        known = self.folder / "tracking.json"
+        if not known.exists():
+            return
+        stored = json.loads(known.read_text(encoding="utf-8"))
+        from mlflow.exceptions import MlflowException
+
+        try:
+            tracker = Tracker(self.config, stored["uri"], "", {}, stored["run_id"])
+            tracker.finish("FINISHED", found, list(files))
+            failed = tracker.error
+        except (SettingError, MlflowException) as error:
+            failed = str(error)
+        if failed is not None:
+            progress.message(f"the run in MLflow did not take what was found ({failed}); it is in {files[0].parent}")

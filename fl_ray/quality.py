@@ -236,7 +236,15 @@ def quality_of_run(run: FinishedRun, options: QualityOptions, output: Path, prog
     measured, config = measure_guided(run, options, progress), run.config
     write_json(output / "quality.json", _content(measured, options) | {"run": str(run.folder.path)})
     lead = f"{config.name}: {config.method.name} on {config.data.name}, guided by each client, seed {config.seed}"
-    return quality_report(output, lead, measured.rows, measured.samples)
+    table = quality_report(output, lead, measured.rows, measured.samples)
+    found = {
+        f"quality/{row['label'].replace(',', '')}/{name}": value
+        for row in measured.rows
+        for name, value in row.items()
+        if isinstance(value, (int, float))
+    }
+    run.log(found, [output / "quality.json", output / "quality.html"], progress)
+    return table
 
 
 def _content(measured: Measured, options: QualityOptions) -> dict[str, Any]:

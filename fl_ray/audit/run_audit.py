@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from fl_ray.audit.inversion import invert
 from fl_ray.audit.membership import Attack, attack, features, shadow_scores
-from fl_ray.config import Component, RunConfig
+from fl_ray.config import Component
 from fl_ray.errors import SettingError
 from fl_ray.finished_run import FinishedRun
 from fl_ray.guides import guide_of
@@ -57,8 +57,20 @@ class ModelAudit:
 class Audit:
     """All of a run's models."""
 
-    config: RunConfig
+    run: FinishedRun
     models: list[ModelAudit]
+
+    def numbers(self) -> dict[str, float]:
+        """The attacks' and the images' main numbers, by model and name."""
+        found: dict[str, float] = {}
+        for model in self.models:
+            for name, made in model.attacks.items():
+                if isinstance(made, Attack):
+                    found |= {f"audit/{model.name}/{name}/{rate}": getattr(made, rate) for rate in ("auc", "tpr")}
+            for kind in ("inverted", "guided"):
+                images: Memorisation | None = getattr(model, kind)
+                found |= {f"audit/{model.name}/{kind} closer": images.closer} if images is not None else {}
+        return found
 
 
 def audit_run(path: Path, shadows: int, inversion_steps: int, per_class: int, progress: Progress) -> Audit:
@@ -74,7 +86,7 @@ def audit_run(path: Path, shadows: int, inversion_steps: int, per_class: int, pr
         SettingError: the run has no classifier.
     """
     run = FinishedRun.open(path)
-    return Audit(run.config, _Auditor(run, progress).audit(shadows, inversion_steps, per_class))
+    return Audit(run, _Auditor(run, progress).audit(shadows, inversion_steps, per_class))
 
 
 class _Auditor:

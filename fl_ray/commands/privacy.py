@@ -29,7 +29,8 @@ def audit(options: Any, overrides: dict[str, Any]) -> int:
         found = audit_run(Path(options.folder), *asked, progress)
     finally:
         progress.stop()
-    output = new_folder(Path(options.output) if options.output else default_output(f"{found.config.name}-audit"))
+    output = new_folder(Path(options.output) if options.output else default_output(f"{found.run.config.name}-audit"))
     print_table(*write_audit(found, output), f"audit of {options.folder}")
+    found.run.log(found.numbers(), [output / "audit.json", output / "audit.html"], progress)
     print(f"numbers: {output / 'audit.json'}\nreport: {output / 'audit.html'}")
     return 0

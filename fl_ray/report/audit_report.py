@@ -68,7 +68,7 @@ def write_audit(found: Audit, output: Path) -> tuple[list[str], list[list[str]]]
         for name, attack in model.attacks.items()
         if isinstance(attack, str)
     ]
-    write_json(output / "audit.json", {"name": found.config.name, "models": [_content(m) for m in found.models]})
+    write_json(output / "audit.json", {"name": found.run.config.name, "models": [_content(m) for m in found.models]})
     (output / "audit.md").write_text(f"{markdown_table(*table)}\n{_NOTE}\n", encoding="utf-8")
     drawn = save_svg(output, "membership", membership_figure(found.models))
     sections = [
@@ -77,8 +77,9 @@ def write_audit(found: Audit, output: Path) -> tuple[list[str], list[list[str]]]
     ]
     if reasons:
         sections.append(html.section("Not attacked", html.table(["model", "attack", "why"], reasons)))
-    lead = f"{found.config.method.name} on {found.config.data.name}, seed {found.config.seed}"
-    (output / "audit.html").write_text(html.page(f"Audit: {found.config.name}", lead, sections), encoding="utf-8")
+    config = found.run.config
+    lead = f"{config.method.name} on {config.data.name}, seed {config.seed}"
+    (output / "audit.html").write_text(html.page(f"Audit: {config.name}", lead, sections), encoding="utf-8")
     return table
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pytest
 
@@ -35,7 +36,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_row_of_each_client(run_small: Run, call: Call, tmp_path: Path) -> None:
-    experiment, _ = run_small(**BLOCKS)
+    store = f"sqlite:///{tmp_path / 'store.db'}"
+    experiment, _ = run_small(**BLOCKS, tracking__enabled=True, tracking__uri=store)
     folder = str(experiment.folder.path)
     assert (experiment.folder / "samples.png").read_bytes().startswith(b"\x89PNG")
     said = call("quality", folder, "--output", "q")
@@ -52,6 +54,10 @@ def test_a_row_of_each_client(run_small: Run, call: Call, tmp_path: Path) -> Non
         assert set(rows[f"real, of {name}"]["neighbours"]) == {"public"}
         assert rows[f"real, of {name}"]["fid"] < rows[name]["fid"]  # the tiny generator draws noise
     assert (tmp_path / "q" / "quality.html").read_text().count("data:image/png") == 3
+    tracked = json.loads((experiment.folder / "tracking.json").read_text())["run_id"]
+    logged = mlflow.MlflowClient(store).get_run(tracked)
+    assert logged.data.metrics["quality/client 1/fid"] == pytest.approx(rows["client 1"]["fid"])
+    assert logged.info.status == "FINISHED"
     for words, why in {
         ("--per_class", "9"): "leave --per_class out",
         ("--runs", "."): "leave --runs out",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pytest
 import torch
@@ -106,11 +107,13 @@ def test_inverted_images_are_taken_for_their_class() -> None:
 
 
 def test_a_run_is_audited(run_small: Run, tmp_path: Path, call: Call) -> None:
+    store = f"sqlite:///{tmp_path / 'store.db'}"
     models = [{"name": "mlp", "hidden": [64]}, {"name": "small_cnn", "width": 2, "hidden": 8, "batch_norm": True}]
     experiment, _ = run_small(
         method__name="fedlmg", with_generator=True, rounds=1, clients_per_round=None, data__clients=3,
         data__partition={"name": "iid"}, training__local_epochs=60, method__client_models=models,
         method__images_per_class=3, method__block_size=3, method__edits=1, method__server__epochs=2,
+        tracking__enabled=True, tracking__uri=store,
     )  # fmt: skip
     done = call(
         "audit",
@@ -134,6 +137,16 @@ def test_a_run_is_audited(run_small: Run, tmp_path: Path, call: Call) -> None:
         assert 0 <= model["recognised"] <= 1
     assert last["guided"] is last["inverted"] is None
     assert "client 1" in (tmp_path / "a" / "audit.html").read_text()
+    tracked = json.loads((experiment.folder / "tracking.json").read_text())["run_id"]
+    client = mlflow.MlflowClient(store)
+    logged = client.get_run(tracked).data.metrics
+    assert logged["audit/client 0/loss threshold/auc"] == pytest.approx(first["attacks"]["loss threshold"]["auc"])
+    assert logged["audit/client 1/guided closer"] == pytest.approx(found["models"][1]["guided"]["closer"])
+    (experiment.folder / "tracking.json").write_text(json.dumps({"uri": store, "run_id": "0" * 32}))
+    words = ["audit", str(experiment.folder.path), "--shadows", "0", "--inversion_steps", "0"]
+    again = call(*words, "--output", str(tmp_path / "b"))
+    assert again.returncode == 0
+    assert "the run in MLflow did not take what was found" in again.stderr + again.stdout
 
 
 def test_a_final_model_alone_is_audited(run_small: Run) -> None:
