@@ -235,7 +235,7 @@ def samples_png(real: np.ndarray, synthetic: np.ndarray, names: Sequence[str], o
     """
     rows = min(len(names), 20)
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(9, 0.5 + 0.46 * rows), layout="constrained")
+        figure = Figure(figsize=(9, 0.5 + min(0.46, 3.6 / real.shape[1]) * rows), layout="constrained")
         axes = figure.subplots(1, 2)
     for axis, images, title in zip(axes, (real, synthetic), (of, "synthetic"), strict=True):
         axis.imshow(_tiles(images[:rows]), cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="equal")
