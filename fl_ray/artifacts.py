@@ -17,6 +17,7 @@ from fl_ray.run_folder import RunFolder
 from fl_ray.tracking import Tracker
 
 __all__ = [
+    "client_grid",
     "columns_of_classes",
     "end_tracking",
     "is_one_model",
@@ -59,7 +60,7 @@ def write_samples(run: RunContext, method: Method) -> None:
     """samples.png: real images beside generated ones."""
     made = method.guided_samples(run)
     if made is not None:
-        picture = _client_grid(run.data, made)
+        picture = client_grid(run.data, made)
     else:
         available, shown = run.synthesis.available(), np.full(run.data.num_classes, _SAMPLE_COLUMNS)
         counts = shown if available is None else np.minimum(available, shown)
@@ -73,22 +74,26 @@ Images = tuple[np.ndarray, np.ndarray]  # uint8 [N, C, H, W] and their classes, 
 def sample_grid(data: FederatedData, images: np.ndarray, labels: np.ndarray) -> bytes:
     """A PNG of public images beside the first generated ones of each class; white where there are none."""
     public = data.public_images, data.public_labels
-    return columns_of_classes(data.source.classes, public, (images, labels), of="real (public part)")
+    return columns_of_classes(
+        data.source.classes, range(data.num_classes), public, (images, labels), of="real (public part)"
+    )
 
 
-def columns_of_classes(classes: Sequence[str], real: Images, made: Images, of: str) -> bytes:
-    """A PNG of the first real images of each class beside the first generated ones; white where there are none.
+def columns_of_classes(names: Sequence[str], shown: Iterable[int], real: Images, made: Images, of: str) -> bytes:
+    """A PNG of the first real images of some classes beside the first generated ones; white where there are none.
 
     Args:
+        names: of all classes.
+        shown: which of them.
         of: what the real ones are.
     """
     from fl_ray.report.figures import samples_png
 
-    sides = [_rows(side, range(len(classes))) for side in (real, made)]
-    return samples_png(*sides, classes, of)
+    labels = list(shown)
+    return samples_png(*(_rows(side, labels) for side in (real, made)), [names[label] for label in labels], of)
 
 
-def _rows(side: Images, labels: Iterable[int]) -> np.ndarray:
+def _rows(side: Images, labels: Sequence[int]) -> np.ndarray:
     """The first images of each class, uint8 [classes, columns, C, H, W]."""
     images, own = side
     found = [images[own == label][:_SAMPLE_COLUMNS] for label in labels]
@@ -98,7 +103,7 @@ def _rows(side: Images, labels: Iterable[int]) -> np.ndarray:
     return sheet
 
 
-def _client_grid(data: FederatedData, made: Mapping[int, Images]) -> bytes:
+def client_grid(data: FederatedData, made: Mapping[int, Images]) -> bytes:
     """A PNG with a row for each client: its first image of each of its first classes, beside what it has guided."""
     from fl_ray.report.figures import samples_png
 

@@ -24,7 +24,8 @@ from fl_ray.preparation import check_partition, make_context
 from fl_ray.progress import Progress
 from fl_ray.run_folder import RunFolder
 from fl_ray.runtime.start import open_runtime
-from fl_ray.tracking import Tracker
+from fl_ray.synthesis import Synthesis
+from fl_ray.tracking_store import add_to_run
 
 __all__ = ["FinishedRun"]
 
@@ -84,10 +85,12 @@ class FinishedRun:
     def guided_images(
         self, uploads: dict[int, torch.nn.Module], progress: Progress
     ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-        """Images that each client's upload has guided, and their classes: from the generator's cache, or made again.
+        """Images that each client's upload has guided, and their classes: from the generator's cache. What is not there
+        is made again, and told.
 
         Raises:
             SettingError: nothing was guided in this run.
+            OutputError: the generator would be another than the run's.
         """
         config, method = self.config, self.method
         if not isinstance(method, FedLMG) or not uploads:
@@ -95,11 +98,28 @@ class FinishedRun:
         method.uploads = {client: WeightLayout(module).read().numpy() for client, module in uploads.items()}
         with open_runtime(config, progress) as runtime:
             synthesis = make_synthesis(config, method, self.data, runtime, progress)
+            self._check_generator(synthesis)
             context, _ = make_context(config, method, self.data, self.folder, runtime, progress, synthesis)
             try:
-                return method.guided_samples(context)
+                found = method.guided_samples(context)
             finally:
                 synthesis.close()
+        again = context.notes["guided_synthesis"]["images_made"]
+        if again:
+            progress.message(
+                f"{again} of the guided images were not in the cache and have been made again: where the device or the "
+                "libraries differ, these are not to the bit the run's"
+            )
+        return found
+
+    def _check_generator(self, synthesis: Synthesis) -> None:
+        then = (self.folder.summary() or {}).get("synthesis", {}).get("key", synthesis.key)
+        if then != synthesis.key:
+            raise OutputError(
+                f"{self.folder.path}: the generator is not the run's (key {then} then, {synthesis.key} now): it was "
+                "trained on another kind of device, on other images or by another version of fl_ray; look at the run "
+                "where it was made, or run it again"
+            )
 
     def log(self, found: Mapping[str, float], files: Sequence[Path], progress: Progress) -> None:
         """Add what was found to the run's own MLflow run, where it has one."""
@@ -107,13 +127,7 @@ class FinishedRun:
         if not known.exists():
             return
         stored = json.loads(known.read_text(encoding="utf-8"))
-        from mlflow.exceptions import MlflowException
-
         try:
-            tracker = Tracker(self.config, stored["uri"], "", {}, stored["run_id"])
-            tracker.finish("FINISHED", found, list(files))
-            failed = tracker.error
-        except (SettingError, MlflowException) as error:
-            failed = str(error)
-        if failed is not None:
-            progress.message(f"the run in MLflow did not take what was found ({failed}); it is in {files[0].parent}")
+            add_to_run(stored["uri"], stored["run_id"], found, files)
+        except SettingError as error:
+            progress.message(f"the run in MLflow did not take what was found ({error}); it is in {files[0].parent}")

@@ -2,7 +2,8 @@
 
 Our choices, where the measures' papers leave them open: the feature extractor and the classifier of the domain shift
 are the fixed small CNN of ``generators.quality.classifier`` (the extractor trained on the public images, unless it is
-Inception with the user's weights); CAS trains the recipe's own model with the recipe's own optimiser.
+Inception with the user's weights); CAS trains the recipe's own model with the recipe's own optimiser, for 20 epochs, or
+more where these are few steps.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ __all__ = ["ImageScores"]
 
 EXTRACTOR_STEPS = 600
 CAS_EPOCHS = 20
+CAS_LEAST_STEPS = 600  # where images are few; as the extractor
 PROMPT = "a photo of a {}"
 _PREDICTED = 500  # images at once
 
@@ -193,7 +195,7 @@ class ImageScores:
     def _neighbours(self, images: np.ndarray, rows: np.ndarray) -> dict[str, Any]:
         data = self.data
         rng = numpy_generator(self.seed, "quality/neighbours")
-        train, held_out = equal_counts(data.labels[rows], data.test_labels[self._tests], data.num_classes, rng)
+        train, held_out = equal_counts(*data.kinds(rows, self._tests), rng)
         return asdict(memorisation(images, data.images[rows[train]], data.test_images[self._tests[held_out]]))
 
     def _clip_score(self, images: np.ndarray, labels: np.ndarray) -> float:
@@ -205,7 +207,8 @@ class ImageScores:
         with seeded_torch(self.seed, "quality/cas"):
             module = build_module(self.config.model, shape, training).to(device)
         x, y = shape.normalise(images, device), torch.from_numpy(labels).to(device)
-        train_locally(module, x, y, training, CAS_EPOCHS, 1.0, (self.seed, "quality/cas", 0, 0))
+        epochs = max(CAS_EPOCHS, -(-CAS_LEAST_STEPS // -(-len(x) // training.batch_size)))
+        train_locally(module, x, y, training, epochs, 1.0, (self.seed, "quality/cas", 0, 0))
         module.eval()
 
         @torch.no_grad()

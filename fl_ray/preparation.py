@@ -40,8 +40,8 @@ def check_partition(folder: RunFolder, data: FederatedData, label: str | Path) -
     stored, found = folder.partition_digest(), data.partition.digest()
     if stored not in (None, found):
         raise OutputError(
-            f"{label}: the data or their partition are not those of the run (digest {stored} then, {found} now); give "
-            "the same data.root"
+            f"{label}: the data or their partition are not those of the run (digest {stored} then, {found} now); set "
+            "data.root or $FL_RAY_DATA as it was"
         )
 
 

@@ -48,7 +48,7 @@ _SAME = ("data", "model", "training")  # sections that all generators of a table
 
 @dataclass(frozen=True)
 class QualityOptions:
-    """How to measure: images of each class (those of a finished run are as many as it had), and as for ``ImageScores``.
+    """How to measure: images of each class (a finished run has as many as it has), and as for ``ImageScores``.
 
     Raises:
         SettingError: too few images.
@@ -72,9 +72,9 @@ class Measured:
 
     Attributes:
         rows: one of each generator, then one of each real part: measures by name, and ``labels``, the recipe's labels
-            that use the generator.
-        configs: of each generator, in the order of the rows.
-        samples: PNG of each generator.
+            that use the generator; or one of each ``client``, then one of its own images.
+        configs: of each generator, in the order of the rows; none where clients have guided the images.
+        samples: PNG of each generator, or client.
         extractor: where features come from.
     """
 
@@ -137,30 +137,42 @@ def measure(configs: Mapping[str, RunConfig], options: QualityOptions, progress:
 
 
 def measure_guided(run: FinishedRun, options: QualityOptions, progress: Progress) -> Measured:
-    """Measure the images that each client of a run has guided, and as many of its own.
+    """Measure the images that each client of a run has guided, and as many of its own. What can't be measured, as with
+    too few images, is told and left out.
 
     Raises:
-        SettingError: nothing was guided, or there are too few images.
+        SettingError: nothing was guided, or nothing can be measured.
     """
     data, config = run.data, run.config
     torch.set_num_threads(config.runtime.threads)
-    guided = run.guided_images(run.uploads(), progress)
+    guided = {client: made for client, made in run.guided_images(run.uploads(), progress).items() if len(made[0])}
     most = max(int(np.bincount(labels).max()) for _, labels in guided.values())
     scores = ImageScores(config, data, most, options.inception, options.clip, "method.images_per_class")
     found = Measured(extractor=scores.extractor)
     real: list[dict[str, Any]] = []
+    refused = ""
     for client, made in guided.items():
         name = data.client_name(client)
         progress.message(f"measuring the images of {name}")
-        own = scores.of_client(client)
-        found.rows.append({"label": name, "labels": [], **own.of(*made)})
-        found.configs.append(config)
+        try:
+            own = scores.of_client(client)
+            found.rows.append({"label": name, "client": client, **own.of(*made)})
+        except SettingError as error:
+            refused = f"{name} is left out: {error}"
+            progress.message(refused)
+            continue
         rows = data.partition.of(client)
+        known = np.unique(data.labels[rows])
         sides = (data.images[rows], data.labels[rows]), made
-        found.samples.append(columns_of_classes(data.source.classes, *sides, of="real (its own)"))
+        found.samples.append(columns_of_classes(data.source.classes, known, *sides, of="real (its own)"))
         its_own = own.real_sets().get("clients")
-        if its_own is not None:
-            real.append({"label": f"real, of {name}", "labels": [], **own.of(*its_own, "clients")})
+        try:
+            if its_own is not None:
+                real.append({"label": f"real, of {name}", "client": client, **own.of(*its_own, "clients")})
+        except SettingError:  # the client has fewer images than it has guided
+            progress.message(f"{name} has too few images of its own to be measured")
+    if not found.rows:
+        raise SettingError(f"no client's images can be measured; {refused}")
     found.rows += real
     return found
 
@@ -210,7 +222,7 @@ def quality(
     gains, targets = gains_of_runs(configs, runs[1], str(runs[0])) if runs is not None else ([], [])
     measured = measure(configs, options, progress)
     first = measured.configs[0]
-    content = _content(measured, options)
+    content = _content(first, measured) | {"options": asdict(options)}
     more, tables = [], []
     if runs is not None:
         joined = with_measures(gains, measured.rows)
@@ -234,25 +246,25 @@ def quality_of_run(run: FinishedRun, options: QualityOptions, output: Path, prog
     from fl_ray.report.quality_report import quality_report
 
     measured, config = measure_guided(run, options, progress), run.config
-    write_json(output / "quality.json", _content(measured, options) | {"run": str(run.folder.path)})
+    content = _content(config, measured) | {"run": str(run.folder.path)}
+    write_json(output / "quality.json", content)
     lead = f"{config.name}: {config.method.name} on {config.data.name}, guided by each client, seed {config.seed}"
-    table = quality_report(output, lead, measured.rows, measured.samples)
+    table = quality_report(output, lead, measured.rows, measured.samples, by_client=True)
+    synthetic = len(measured.samples)
     found = {
-        f"quality/{row['label'].replace(',', '')}/{name}": value
-        for row in measured.rows
+        f"quality/client {row['client']}{'' if place < synthetic else ' real'}/{name}": value
+        for place, row in enumerate(measured.rows)
         for name, value in row.items()
-        if isinstance(value, (int, float))
+        if isinstance(value, (int, float)) and name != "client"
     }
     run.log(found, [output / "quality.json", output / "quality.html"], progress)
     return table
 
 
-def _content(measured: Measured, options: QualityOptions) -> dict[str, Any]:
-    first = measured.configs[0]
+def _content(config: RunConfig, measured: Measured) -> dict[str, Any]:
     return {
-        "name": first.name,
-        "seed": first.seed,
-        "options": asdict(options),
+        "name": config.name,
+        "seed": config.seed,
         "extractor": measured.extractor,
         "environment": environment(),
         "rows": measured.rows,

@@ -11,7 +11,7 @@ import os
 import platform
 import shlex
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,21 @@ def new_folder(path: Path) -> Path:
             "an interrupted run or study: fl-ray run --resume DIR, fl-ray tune --resume DIR"
         )
     return path
+
+
+@contextlib.contextmanager
+def filled_folder(path: Path) -> Iterator[Path]:
+    """A new output folder, taken away again where nothing was put into it, as by a command that is refused.
+
+    Raises:
+        OutputError: as ``new_folder``, before anything is done.
+    """
+    folder = new_folder(path)
+    try:
+        yield folder
+    finally:
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def write_json(path: Path, content: Any) -> None:

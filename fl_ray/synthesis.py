@@ -11,11 +11,11 @@ import copy
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pytorch_lightning as pl
@@ -119,21 +119,35 @@ class Synthesis:
 
     def _sample_with(self, generator: Generator) -> None:
         """Make images with this one from now on, into a cache of their own."""
-        with self._as_setting_error():
-            sampling = generator.sampling_settings()
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        sampled_on = device if self.config.pool.gpus > 0 or not self.on_ray else "cpu"
         self.generator = generator
-        self.sampling_key = settings_digest(sampling, sampled_on, *self._code)[:16]
-        manifest = {
-            **self._manifest,
-            "sampling": {"settings": sampling, "device": sampled_on, "key": self.sampling_key},
-        }
-        folder = self._home / f"images-{self.sampling_key}"
-        self._cache = BlockCache(folder, generator.block_size, manifest, self._versions, self.progress.message)
+        self._caches: dict[int, BlockCache] = {}
+        with self._as_setting_error():
+            self.sampling_key = self._sampling_key(generator.sampling_settings())
 
-    def guided(self, guides: Sequence[GuideSource], settings: GuidanceSettings, block_size: int) -> Synthesis:
-        """The same trained generator, guided: its label ``g * classes + c`` is class c under guide g.
+    @property
+    def _sampled_on(self) -> str:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return device if self.config.pool.gpus > 0 or not self.on_ray else "cpu"
+
+    def _sampling_key(self, settings: dict[str, Any]) -> str:
+        return settings_digest(settings, self._sampled_on, *self._code)[:16]
+
+    def _cache_of(self, label: int) -> BlockCache:
+        """Where the images of a class are kept: by what decides these, and nothing else."""
+        part = self.generator.part_of(label)
+        if part not in self._caches:
+            settings = self.generator.settings_of(part)
+            key = self._sampling_key(settings)
+            sampling = {"settings": settings, "device": self._sampled_on, "key": key}
+            size, folder = self.generator.block_size, self._home / f"images-{key}"
+            made = BlockCache(
+                folder, size, {**self._manifest, "sampling": sampling}, self._versions, self.progress.message
+            )
+            self._caches[part] = made
+        return self._caches[part]
+
+    def guided(self, guides: Mapping[int, GuideSource], settings: GuidanceSettings, block_size: int) -> Synthesis:
+        """The same trained generator, guided: its label ``k * classes + c`` is class c under client k's guide.
 
         The steps are the generator's own.
         """
@@ -255,7 +269,7 @@ class Synthesis:
         for label, flags in missing.items():
             for number in range(len(flags)):
                 block = Block(seed, label, number)
-                images = self._cache.get(block)
+                images = self._cache_of(label).get(block)
                 if images is None:
                     flags[number] = True
                 else:
@@ -302,7 +316,7 @@ class Synthesis:
             try:
                 pool, waited = self._start_pool(), time.perf_counter()
                 for number, (block, images) in enumerate(pool.make(blocks), 1):
-                    self._cache.put(block, self._fitting(images))
+                    self._cache_of(block.label).put(block, self._fitting(images))
                     self._images += len(images)
                     self._seconds += time.perf_counter() - waited
                     self.progress.steps("synthesis", number, total, f"{number * len(images)} images")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment
 
-__all__ = ["default_store", "find_experiment", "prepare_store", "quiet_client", "tracking_uri"]
+__all__ = ["add_to_run", "default_store", "find_experiment", "prepare_store", "quiet_client", "tracking_uri"]
+
+
+_AT_ONCE = 1000  # metrics that MLflow takes in one call
 
 
 def default_store() -> str:
@@ -84,3 +88,24 @@ def prepare_store(config: RunConfig, uri: str | None = None) -> str:
     if found.lifecycle_stage != "active":
         raise SettingError(f"tracking.experiment {name!r} is deleted in {uri}; restore it or name another one")
     return found.experiment_id
+
+
+def add_to_run(uri: str, run_id: str, metrics: Mapping[str, float], files: Sequence[Path]) -> None:
+    """Add metrics and files to a run that is over; its status and its times stay.
+
+    Raises:
+        SettingError: the store can't be used, or has no such run.
+    """
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise SettingError(f"tracking.uri {uri}: there is no such file")
+    with _usable(uri):
+        client = quiet_client(uri)
+        from mlflow.entities import Metric
+
+        client.get_run(run_id)
+        now = int(time.time() * 1000)
+        logged = [Metric(name, float(value), now, 0) for name, value in metrics.items()]
+        for first in range(0, len(logged), _AT_ONCE):
+            client.log_batch(run_id, metrics=logged[first : first + _AT_ONCE])
+        for file in files:
+            client.log_artifact(run_id, str(file))

@@ -124,6 +124,14 @@ class Generator(ABC):
     def sampling_settings(self) -> dict[str, Any]:
         """The settings that decide the images, given the weights."""
 
+    def part_of(self, label: int) -> int:
+        """Classes of one part have the same sampling settings; parts are kept apart in the cache."""
+        return 0
+
+    def settings_of(self, part: int) -> dict[str, Any]:
+        """Of ``sampling_settings`` those that decide the images of a part."""
+        return self.sampling_settings()
+
     def content(self) -> dict[str, str]:
         """A hash of the content of each setting that names files: who goes on with a run must find it as it was."""
         return {}

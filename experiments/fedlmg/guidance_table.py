@@ -3,8 +3,9 @@
     fl-ray compare experiments/fedlmg/digit_domains.yaml --seeds 0 1 2 --output runs/fedlmg-digits
     python experiments/fedlmg/guidance_table.py runs/fedlmg-digits
 
-Reads the finished runs of a comparison; writes guidance.md into its folder. Seconds of images are those of the run that
-made them: rows that share images find them in the cache, and show a dash.
+Reads the finished runs of a comparison; writes guidance.md into its folder. Losses and seconds of images are those of
+the run that made them: rows that share images find them in the cache, and show a dash, or how many runs their numbers
+are of.
 """
 
 from __future__ import annotations
@@ -40,6 +41,19 @@ def _seconds_per_image(part: str) -> Callable[[Summary], float]:
     return of
 
 
+def clients_seconds(summary: Summary) -> float:
+    """Of the clients' training, when it was done; not a number where no client trained."""
+    if summary["bytes_up"] == 0:
+        return np.nan
+    return _of("client_models", "train_seconds")(summary) if "client_models" in summary else summary["wall_s"]["train"]
+
+
+def server_seconds(summary: Summary) -> float:
+    """Of the server's training and aggregation; images are not in it."""
+    wall, clients = summary["wall_s"], clients_seconds(summary)
+    return wall["train"] + wall["aggregate"] - (0.0 if np.isnan(clients) else clients)
+
+
 COLUMNS: dict[str, tuple[Callable[[Summary], float], int]] = {
     "loss, first": (_of("guided_synthesis", "loss_first"), 2),
     "loss, last": (_of("guided_synthesis", "loss_last"), 2),
@@ -48,15 +62,18 @@ COLUMNS: dict[str, tuple[Callable[[Summary], float], int]] = {
     "all others [%]": (_of("guided_accuracy", "other_classifiers", 100), 1),
     "guided [s/image]": (_seconds_per_image("guided_synthesis"), 3),
     "unguided [s/image]": (_seconds_per_image("synthesis"), 3),
-    "clients' training [s]": (_of("client_models", "train_seconds"), 0),
-    "server's [s]": (_of("wall_s", "aggregate"), 0),
+    "clients' training [s]": (clients_seconds, 0),
+    "server's [s]": (server_seconds, 0),
     "uploads [MB]": (lambda summary: summary["bytes_up"] / 1e6, 2),
 }
 
 
 def _text(values: list[float], digits: int) -> str:
-    mean, std = mean_std([value for value in values if np.isfinite(value)])
-    return spread_text({"x_mean": mean, "x_std": std}, "x", digits)
+    """Mean and spread, and of how many runs where some have no such number."""
+    there = [value for value in values if np.isfinite(value)]
+    mean, std = mean_std(there)
+    some = f" ({len(there)} of {len(values)})" if 0 < len(there) < len(values) else ""
+    return spread_text({"x_mean": mean, "x_std": std}, "x", digits) + some
 
 
 def main() -> int:

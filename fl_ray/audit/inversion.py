@@ -33,7 +33,7 @@ def invert(guide: ClassifierGuide, labels: np.ndarray, steps: int, seed: int) ->
     for _ in range(steps):
         optimiser.zero_grad()
         smooth = (images.diff(dim=2).abs().mean(dim=(1, 2, 3)) + images.diff(dim=3).abs().mean(dim=(1, 2, 3))).sum()
-        (guide.losses(images, wanted).sum() + _VARIATION * images[0].numel() * smooth).backward()
+        (guide.losses(images, wanted)[0].sum() + _VARIATION * images[0].numel() * smooth).backward()
         optimiser.step()
         with torch.no_grad():
             images.clamp_(0, 1)

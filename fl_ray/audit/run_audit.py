@@ -8,7 +8,6 @@ to what the client trained on than to images of the same domain that nobody trai
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,10 +15,11 @@ from safetensors.torch import load_file
 
 from fl_ray.audit.inversion import invert
 from fl_ray.audit.membership import Attack, attack, features, shadow_scores
-from fl_ray.config import Component
+from fl_ray.config import Component, TrainingConfig
 from fl_ray.errors import SettingError
 from fl_ray.finished_run import FinishedRun
 from fl_ray.guides import guide_of
+from fl_ray.methods.dense import Dense
 from fl_ray.methods.fedlmg import FedLMG
 from fl_ray.methods.one_shot import OneShot
 from fl_ray.methods.reference import ServerOnly
@@ -73,7 +73,7 @@ class Audit:
         return found
 
 
-def audit_run(path: Path, shadows: int, inversion_steps: int, per_class: int, progress: Progress) -> Audit:
+def audit_run(run: FinishedRun, shadows: int, inversion_steps: int, per_class: int, progress: Progress) -> Audit:
     """Audit a finished run.
 
     Args:
@@ -82,10 +82,8 @@ def audit_run(path: Path, shadows: int, inversion_steps: int, per_class: int, pr
         per_class: images that inversion makes of each class.
 
     Raises:
-        OutputError: no finished run's folder, or other data.
         SettingError: the run has no classifier.
     """
-    run = FinishedRun.open(path)
     return Audit(run, _Auditor(run, progress).audit(shadows, inversion_steps, per_class))
 
 
@@ -97,12 +95,13 @@ class _Auditor:
 
     def audit(self, shadows: int, steps: int, per_class: int) -> list[ModelAudit]:
         uploads = self.run.uploads()
-        audits, own_epochs = [], self.config.training.local_epochs
+        audits, training = [], self.config.training
+        own = training, training.local_epochs
         for client, module in uploads.items():
             self.progress.message(f"client {client}: attacking its classifier")
             found = ModelAudit(f"client {client}")
             rows, tests = self.data.partition.of(client), self.data.tests_like(client)
-            found.attacks = self._attacks(module, rows, tests, self.run.model_of(client), own_epochs, shadows, client)
+            found.attacks = self._attacks(module, rows, tests, self.run.model_of(client), own, shadows, client)
             if steps:
                 found.inverted, found.recognised = self._invert(client, uploads, rows, tests, steps, per_class)
             audits.append(found)
@@ -111,8 +110,8 @@ class _Auditor:
         if set(tensors) == set(build_module(self.config.model, self.shape, self.config.training).state_dict()):
             rows, tests = self.data.partition.owned(), np.arange(len(self.data.test_labels))
             module = self.run.load(final, self.config.model)
-            epochs, key = self._epochs_of_the_result(), self.config.data.clients
-            attacks = self._attacks(module, rows, tests, self.config.model, epochs, shadows, key)
+            how, key = self._training_of_the_result(), self.config.data.clients
+            attacks = self._attacks(module, rows, tests, self.config.model, how, shadows, key)
             audits.append(ModelAudit(GLOBAL, attacks))
         if not audits:
             raise SettingError(
@@ -127,20 +126,25 @@ class _Auditor:
                     found.guided = self._near(guided[client][0], rows, tests, client)
         return audits
 
-    def _epochs_of_the_result(self) -> int | None:
-        """Epochs that the run's model was trained for, on whatever images; None where its head alone was."""
-        method, rounds, local = self.method, self.config.rounds, self.config.training.local_epochs
-        if isinstance(method, OneShot):
-            return None if method.server.head_only else method.server.epochs
-        if isinstance(method, ServerOnly):
-            return None if method.head_only else rounds * (method.server_epochs or local)
-        return rounds * local
+    def _training_of_the_result(self) -> tuple[TrainingConfig, int] | str:
+        """How, and for how many epochs, the run's model was trained, on whatever images; a reason where no shadow can
+        be trained so.
+        """
+        method, training, rounds = self.method, self.config.training, self.config.rounds
+        one_shot = isinstance(method, OneShot)
+        if method.server.head_only if one_shot else isinstance(method, ServerOnly) and method.head_only:
+            return "no shadows of a model whose head alone was trained"
+        if isinstance(method, Dense):
+            return "no shadows of a model that learned from images drawn for it"
+        if one_shot:
+            return method.server.training(), method.server.epochs
+        own = method.server_epochs if isinstance(method, ServerOnly) else None
+        return training, rounds * (own or training.local_epochs)
 
     def _pairs(self, rows: np.ndarray, tests: np.ndarray, *key: int) -> tuple[np.ndarray, np.ndarray]:
-        """As many training rows as test rows, of each class."""
+        """As many training rows as test rows, of each class and domain."""
         rng = numpy_generator(self.config.seed, "audit", *key)
-        labels, test_labels = self.data.labels[rows], self.data.test_labels[tests]
-        first, second = equal_counts(labels, test_labels, self.data.num_classes, rng)
+        first, second = equal_counts(*self.data.kinds(rows, tests), rng)
         return rows[first], tests[second]
 
     def _inputs(self, images: np.ndarray) -> torch.Tensor:
@@ -152,7 +156,7 @@ class _Auditor:
         rows: np.ndarray,
         tests: np.ndarray,
         component: Component,
-        epochs: int | None,
+        how: tuple[TrainingConfig, int] | str,
         shadows: int,
         key: int,
     ) -> dict[str, Attack | str]:
@@ -165,19 +169,21 @@ class _Auditor:
         tested = data.test_images[tests], data.test_labels[tests]
         others = features(module, self._inputs(tested[0]), torch.from_numpy(tested[1]))
         found: dict[str, Attack | str] = {"loss threshold": attack(members[:, 0], others[:, 0])}
-        if epochs is None:
-            found["shadow models"] = "no shadows of a model whose head alone was trained"
+        if isinstance(how, str):
+            found["shadow models"] = how
             return found
         if shadows == 0 or len(data.public) < 2 * _LEAST:
             found["shadow models"] = "no public images to train shadows on" if shadows else "not asked for"
             return found
-        trained = [self._shadow(component, epochs, key, number) for number in range(shadows)]
+        trained = [self._shadow(component, *how, key, number) for number in range(shadows)]
         found["shadow models"] = attack(*shadow_scores(trained, members, others))
         return found
 
-    def _shadow(self, component: Component, epochs: int, key: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+    def _shadow(
+        self, component: Component, training: TrainingConfig, epochs: int, key: int, number: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """A classifier like the attacked one, trained on half of the public images: its features of both halves."""
-        training, seed = self.config.training, self.config.seed
+        seed = self.config.seed
         rng = numpy_generator(seed, "audit/shadow", key, number)
         order = rng.permutation(len(self.data.public))
         half = len(order) // 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fl_ray.commands.output import default_output, print_table
+from fl_ray.commands.output import default_output, print_config, print_table
 from fl_ray.errors import SettingError
 
 __all__ = ["audit"]
@@ -19,18 +19,22 @@ def audit(options: Any, overrides: dict[str, Any]) -> int:
         if getattr(options, name) < least:
             raise SettingError(f"--{name} is {getattr(options, name)}, but it must be at least {least}")
     from fl_ray.audit.run_audit import audit_run
+    from fl_ray.finished_run import FinishedRun
     from fl_ray.progress import Progress
     from fl_ray.report.audit_report import write_audit
-    from fl_ray.run_folder import new_folder
+    from fl_ray.run_folder import filled_folder
 
-    progress = Progress()
+    run, progress = FinishedRun.open(Path(options.folder)), Progress()
+    if options.print_config:
+        print_config(run.config)
+        return 0
+    output = Path(options.output) if options.output else default_output(f"{run.config.name}-audit")
     try:
-        asked = options.shadows, options.inversion_steps, options.images_per_class
-        found = audit_run(Path(options.folder), *asked, progress)
+        with filled_folder(output):
+            found = audit_run(run, options.shadows, options.inversion_steps, options.images_per_class, progress)
+            print_table(*write_audit(found, output), f"audit of {options.folder}")
+            run.log(found.numbers(), [output / "audit.json", output / "audit.html"], progress)
     finally:
         progress.stop()
-    output = new_folder(Path(options.output) if options.output else default_output(f"{found.run.config.name}-audit"))
-    print_table(*write_audit(found, output), f"audit of {options.folder}")
-    found.run.log(found.numbers(), [output / "audit.json", output / "audit.html"], progress)
     print(f"numbers: {output / 'audit.json'}\nreport: {output / 'audit.html'}")
     return 0

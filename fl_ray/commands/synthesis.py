@@ -87,7 +87,7 @@ def quality(options: Any, overrides: dict[str, Any]) -> int:
     if Path(options.recipe).is_dir():
         return _quality_of_run(options, overrides)
     from fl_ray.recipes import load_recipe
-    from fl_ray.run_folder import new_folder
+    from fl_ray.run_folder import filled_folder
 
     runs = (Path(options.runs), run_folders(Path(options.runs))) if options.runs else None
     recipe = load_recipe(options.recipe)
@@ -100,9 +100,10 @@ def quality(options: Any, overrides: dict[str, Any]) -> int:
     if options.print_config:
         print_configs(configs)
         return 0
-    output = new_folder(Path(options.output) if options.output else default_output(f"{recipe['name']}-quality"))
-    for table in measure(configs, asked, output, Progress(), runs):
-        print_table(*table)
+    output = Path(options.output) if options.output else default_output(f"{recipe['name']}-quality")
+    with filled_folder(output):
+        for table in measure(configs, asked, output, Progress(), runs):
+            print_table(*table)
     print(f"measures: {output / 'quality.json'}\nreport: {output / 'quality.html'}")
     return 0
 
@@ -115,14 +116,17 @@ def _quality_of_run(options: Any, overrides: dict[str, Any]) -> int:
     from fl_ray.finished_run import FinishedRun
     from fl_ray.progress import Progress
     from fl_ray.quality import QualityOptions, quality_of_run
-    from fl_ray.run_folder import new_folder
+    from fl_ray.run_folder import filled_folder
 
-    progress = Progress()
+    progress, run = Progress(), FinishedRun.open(Path(options.recipe))
+    if options.print_config:
+        print_config(run.config)
+        return 0
+    output = Path(options.output) if options.output else default_output(f"{run.config.name}-quality")
+    asked = QualityOptions(inception=options.inception, clip=options.clip)
     try:
-        run = FinishedRun.open(Path(options.recipe))
-        output = new_folder(Path(options.output) if options.output else default_output(f"{run.config.name}-quality"))
-        asked = QualityOptions(inception=options.inception, clip=options.clip)
-        print_table(*quality_of_run(run, asked, output, progress))
+        with filled_folder(output):
+            print_table(*quality_of_run(run, asked, output, progress))
     finally:
         progress.stop()
     print(f"measures: {output / 'quality.json'}\nreport: {output / 'quality.html'}")

@@ -125,6 +125,14 @@ class FederatedData:
             return np.arange(len(self.test_labels))
         return np.flatnonzero(np.isin(self.test_domains, own))
 
+    def kinds(self, rows: np.ndarray, tests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """A number for each training and each test row: the same where class and, where there are any, domain are."""
+        labels, test_labels = self.labels[rows], self.test_labels[tests]
+        if self.source.domains is None or self.test_domains is None:
+            return labels, test_labels
+        classes = self.num_classes
+        return labels + classes * self.source.domains[rows], test_labels + classes * self.test_domains[tests]
+
     def public_like(self, client: int) -> np.ndarray:
         """Public rows of the client's domains."""
         own = self.domains_of(client)

@@ -156,11 +156,14 @@ class FedLMG(OneShot):
         return self.train(run, weights, images, targets)
 
     def synthesise(self, run: RunContext, clients: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Images that the clients' uploads guide, their classes, and the place in ``clients`` of who guided each."""
-        known = run.data.counts(np.array(clients)) > 0
+        """Images that the clients' uploads guide, their classes, and the place in ``clients`` of who guided each.
+
+        Images are fixed by (seed, client, class, index) and the client's upload, whoever else came in.
+        """
+        known, classes = run.data.counts(np.array(clients)) > 0, run.data.num_classes
         shape, folder = ImageShape.of(run.data.source), run.synthesis.folder / "guides"
-        guides = [
-            keep_upload(
+        guides = {
+            client: keep_upload(
                 folder,
                 self.uploads[client],
                 self.model_of(run.config, client),
@@ -170,11 +173,12 @@ class FedLMG(OneShot):
                 run.config.seed,
             )
             for client in clients
-        ]
+        }
         guided = run.synthesis.guided(guides, self.guidance, self.block_size)
         try:
             with run.phases.phase("synthesis"):
-                wanted = np.where(known, self.images_per_class, 0)
+                wanted = np.zeros((max(clients) + 1, classes), dtype=np.int64)
+                wanted[clients] = np.where(known, self.images_per_class, 0)
                 images, jobs = guided.images(wanted.ravel(), run.config.seed)
             counted = guided.counted()
             blocks = counted.get("blocks", 0)
@@ -184,8 +188,8 @@ class FedLMG(OneShot):
             run.notes.setdefault("guided_synthesis", {**guided.report(), **counted})  # of when they were made
         finally:
             guided.close()
-        guided_by, labels = np.divmod(jobs, known.shape[1])
-        return images, labels, guided_by
+        client_of, labels = np.divmod(jobs, classes)
+        return images, labels, np.searchsorted(clients, client_of)
 
     def guided_samples(self, run: RunContext) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         clients = list(self.uploads)

@@ -40,6 +40,10 @@ _NOTES = (
     "what real ones score; the feature extractor was trained on the public ones. Training: when the generator was "
     "made, on whatever machine that was; sampling: measured now, by the whole pool."
 )
+_BY_CLIENT = (
+    " A client's images are measured against test images of its domains and classes: compare them with the row of its "
+    "own real images, not with other clients'. They are all that it has guided, accepted or not."
+)
 
 
 def _text(row: Mapping[str, Any], name: str) -> str:
@@ -57,13 +61,19 @@ def _quality_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def quality_report(
-    output: Path, lead: str, rows: Sequence[Mapping[str, Any]], samples: Sequence[bytes], more: Sequence[str] = ()
+    output: Path,
+    lead: str,
+    rows: Sequence[Mapping[str, Any]],
+    samples: Sequence[bytes],
+    more: Sequence[str] = (),
+    by_client: bool = False,
 ) -> Table:
     """Write quality.csv, quality.md and quality.html into ``output``; the table.
 
     Args:
         rows: of ``fl_ray.quality.measure``; ``samples``: PNGs of the first of them.
         more: sections behind the table.
+        by_client: the rows are of clients, each measured against images like its own.
     """
     table = _quality_table(rows)
     flat = [{key: value for key, value in row.items() if not isinstance(value, (dict, list))} for row in rows]
@@ -74,7 +84,7 @@ def quality_report(
         for row, png in zip(rows, samples, strict=False)
     ]
     sections = [
-        html.section("Quality", html.table(*table), f'<p class="note">{_NOTES}</p>'),
+        html.section("Quality", html.table(*table), f'<p class="note">{_NOTES}{_BY_CLIENT if by_client else ""}</p>'),
         *more,
         html.section("Images", *pictures),
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,14 +33,14 @@ class GuideSource(Protocol):
 
 
 class GuidedGenerator(Generator):
-    """The diffusion model of another generator, guided. Label ``g * classes + c`` is class c under guide g.
+    """The diffusion model of another generator, guided. Label ``k * classes + c`` is class c under client k's guide.
 
-    An image's starting noise is fixed by (seed, guide, class, index). Noise that the scheduler draws, and the losses
+    An image's starting noise is fixed by (seed, client, class, index). Noise that the scheduler draws, and the losses
     under ``batch`` statistics, are those of its block.
 
     Args:
         inner: the generator; its ``denoiser`` is what samples.
-        guides: one for each client.
+        guides: by client; an image of one does not depend on which others there are.
         classes: of the data set.
         shape: [C, H, W] of the images wanted.
         settings: of the guidance, its steps those of the inner generator.
@@ -50,14 +50,14 @@ class GuidedGenerator(Generator):
     def __init__(
         self,
         inner: Generator,
-        guides: Sequence[GuideSource],
+        guides: Mapping[int, GuideSource],
         classes: int,
         shape: tuple[int, int, int],
         settings: GuidanceSettings,
         block_size: int,
     ) -> None:
         require_positive(block_size=block_size)
-        self.inner, self.guides, self.classes, self.shape = inner, list(guides), classes, shape
+        self.inner, self.guides, self.classes, self.shape = inner, dict(guides), classes, shape
         self.settings, self.block_size = settings, block_size
         self.learns_from, self.more_from = inner.learns_from, inner.more_from
 
@@ -65,7 +65,17 @@ class GuidedGenerator(Generator):
         return self.inner.training_settings()
 
     def sampling_settings(self) -> dict[str, Any]:
-        guided = {"settings": asdict(self.settings), "guides": [guide.key() for guide in self.guides]}
+        return self._guided_by(self.guides)
+
+    def part_of(self, label: int) -> int:
+        return label // self.classes
+
+    def settings_of(self, part: int) -> dict[str, Any]:
+        return self._guided_by([part])
+
+    def _guided_by(self, clients: Iterable[int]) -> dict[str, Any]:
+        keys = {str(client): self.guides[client].key() for client in clients}
+        guided = {"settings": asdict(self.settings), "guides": keys}
         return {**self.inner.sampling_settings(), "guidance_by": guided, "block_size": self.block_size}
 
     def fit(self, data: TrainingImages, folder: Path, progress: Callable[[int, int, float], None]) -> None:
@@ -82,18 +92,20 @@ class _GuidedSampler(Sampler):
         self._counts = {"blocks": 0, "loss_first": 0.0, "loss_last": 0.0, "made_again": 0, "unguided": 0}
 
     def sample(self, block: Block) -> np.ndarray:
-        guide, label = divmod(block.label, self.settings.classes)
-        if not 0 <= guide < len(self.settings.guides):
-            raise ValueError(f"there is no guide {guide}, only 0..{len(self.settings.guides) - 1}")
-        if guide not in self._guides:
+        client, label = divmod(block.label, self.settings.classes)
+        if client not in self.settings.guides:
+            raise ValueError(
+                f"there is no guide of client {client}, only of {', '.join(map(str, self.settings.guides))}"
+            )
+        if client not in self._guides:
             if len(self._guides) >= _KEPT:
                 del self._guides[next(iter(self._guides))]
-            self._guides[guide] = self.settings.guides[guide].load(self.device)
+            self._guides[client] = self.settings.guides[client].load(self.device)
         seeds = image_seeds(block, self.settings.block_size)
         drawn = [torch.randn(self.model.shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         noise = torch.stack(drawn).to(self.device)
         labels = torch.full((len(seeds),), label, device=self.device)
-        return to_pixels(self._images(block, noise, labels, self._guides[guide]), self.settings.shape)
+        return to_pixels(self._images(block, noise, labels, self._guides[client]), self.settings.shape)
 
     def _images(self, block: Block, noise: Tensor, labels: Tensor, guide: ClassifierGuide) -> Tensor:
         """The block's images; those with a gradient that is not finite made again with half the step, and half of that;

@@ -84,11 +84,11 @@ class ClassifierGuide:
             images = grey if self.channels == 1 else grey.expand(-1, self.channels, -1, -1)
         return (images - self.mean.to(images)) / self.std.to(images)
 
-    def losses(self, images: Tensor, labels: Tensor, with_classes: bool = True) -> Tensor:
-        """L_CE + lambda L_BN of each image [N]; without classes lambda L_BN alone."""
+    def losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """L_CE + lambda L_BN of each image [N], and its lambda L_BN alone."""
         logits, distance = self.look(images)
-        weighted = self.weight * distance
-        return weighted + functional.cross_entropy(logits, labels, reduction="none") if with_classes else weighted
+        norms = self.weight * distance
+        return norms + functional.cross_entropy(logits, labels, reduction="none"), norms
 
     def look(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [N, classes], and L_BN of each image [N]: 0 where lambda is 0 or there are no norms."""

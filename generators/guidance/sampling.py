@@ -13,7 +13,6 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from generators.guidance.losses import ClassifierGuide
 
@@ -150,9 +149,7 @@ class GuidedSampler:
         with torch.enable_grad():
             s = s.detach().requires_grad_()
             clean = clean_estimate(s, self.model.predict(s, t, labels), self._alpha_bar(t))
-            logits, distance = self.guide.look(self.model.decode(clean))
-            norms = self.guide.weight * distance
-            whole = norms + functional.cross_entropy(logits, labels, reduction="none")
+            whole, norms = self.guide.losses(self.model.decode(clean), labels)
             # Classes alone guide where there are no norms, whatever was asked.
             chosen = whole if with_classes or not self.guide.has_norms else norms
             (gradient,) = torch.autograd.grad(chosen.sum(), s)

@@ -33,14 +33,12 @@ class Memorisation:
     closer: float
 
 
-def equal_counts(
-    first: np.ndarray, second: np.ndarray, classes: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Random rows of two sets of labels, so that both have the same number of each class: a larger set lies nearer to
+def equal_counts(first: np.ndarray, second: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Random rows of two sets of labels, so that both have the same number of each: a larger set lies nearer to
     anything by its size alone.
     """
     rows: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    for label in range(classes):
+    for label in np.union1d(first, second):
         own = [np.flatnonzero(labels == label) for labels in (first, second)]
         count = min(map(len, own))
         for kept, found in zip(rows, own, strict=True):

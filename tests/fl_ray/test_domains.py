@@ -85,6 +85,10 @@ def test_what_is_like_a_clients_images_is_of_its_domains(folders: DataConfig) ->
         assert len(data.tests_like(client)) == (data.test_domains == client).sum()
         assert set(data.source.domains[data.public_like(client)]) == {client}
     assert sum(len(data.public_like(client)) for client in (0, 1)) == len(data.public)
+    rows, tests = np.array([0, 1]), np.array([0])
+    first, second = data.kinds(rows, tests)
+    assert first.tolist() == (data.labels[rows] + 2 * data.source.domains[rows]).tolist()
+    assert second.tolist() == (data.test_labels[tests] + 2 * data.test_domains[tests]).tolist()
     mixed = prepare(replace(folders, partition=Component("iid")), 0)
     assert mixed.client_name(0) == "client 0"
     assert len(mixed.tests_like(0)) == len(mixed.test_labels)

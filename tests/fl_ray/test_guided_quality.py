@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +13,14 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
+from PIL import Image
 
+from fl_ray.artifacts import client_grid, columns_of_classes
 from fl_ray.data.parts import FederatedData, prepare
 from fl_ray.experiment import Experiment
+from fl_ray.finished_run import FinishedRun
 from fl_ray.image_scores import ImageScores
+from fl_ray.progress import Progress
 from tests.conftest import Call
 from tests.fl_ray.test_one_shot import GUIDED
 
@@ -32,6 +39,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainings of seconds cut to moments."""
     monkeypatch.setattr("fl_ray.image_scores.EXTRACTOR_STEPS", 60)
     monkeypatch.setattr("fl_ray.image_scores.CAS_EPOCHS", 3)
+    monkeypatch.setattr("fl_ray.image_scores.CAS_LEAST_STEPS", 0)
     monkeypatch.setattr("generators.quality.domain_shift._STEPS", 20)
 
 
@@ -39,6 +47,8 @@ def test_a_row_of_each_client(run_small: Run, call: Call, tmp_path: Path) -> Non
     store = f"sqlite:///{tmp_path / 'store.db'}"
     experiment, _ = run_small(**BLOCKS, tracking__enabled=True, tracking__uri=store)
     folder = str(experiment.folder.path)
+    run_id = json.loads((experiment.folder / "tracking.json").read_text())["run_id"]
+    tracked = mlflow.MlflowClient(store).get_run(run_id)
     assert (experiment.folder / "samples.png").read_bytes().startswith(b"\x89PNG")
     said = call("quality", folder, "--output", "q")
     assert said.returncode == 0, said.stderr
@@ -54,10 +64,11 @@ def test_a_row_of_each_client(run_small: Run, call: Call, tmp_path: Path) -> Non
         assert set(rows[f"real, of {name}"]["neighbours"]) == {"public"}
         assert rows[f"real, of {name}"]["fid"] < rows[name]["fid"]  # the tiny generator draws noise
     assert (tmp_path / "q" / "quality.html").read_text().count("data:image/png") == 3
-    tracked = json.loads((experiment.folder / "tracking.json").read_text())["run_id"]
-    logged = mlflow.MlflowClient(store).get_run(tracked)
+    logged = mlflow.MlflowClient(store).get_run(tracked.info.run_id)
     assert logged.data.metrics["quality/client 1/fid"] == pytest.approx(rows["client 1"]["fid"])
-    assert logged.info.status == "FINISHED"
+    assert logged.data.metrics["quality/client 1 real/cas"] == pytest.approx(rows["real, of client 1"]["cas"])
+    assert (logged.info.status, logged.info.end_time) == ("FINISHED", tracked.info.end_time)
+    assert "made again" not in said.stderr
     for words, why in {
         ("--per_class", "9"): "leave --per_class out",
         ("--runs", "."): "leave --runs out",
@@ -83,6 +94,90 @@ def test_runs_without_guided_images_are_refused(run_small: Run, call: Call) -> N
     refused = call("quality", str(experiment.folder.path.parent))
     assert refused.returncode == 2
     assert "no finished run" in refused.stderr
+    assert not list((Path.cwd() / "runs").glob("*"))  # what is refused leaves no folder
+
+
+def test_an_image_does_not_depend_on_who_else_came_in(run_small: Run, capsys: pytest.CaptureFixture) -> None:
+    experiment, _ = run_small(**BLOCKS)
+    run = FinishedRun.open(experiment.folder.path)
+    uploads = run.uploads()
+    everyone = run.guided_images(uploads, Progress(False))
+    del uploads[0]
+    others = run.guided_images(uploads, Progress())
+    assert list(others) == [1, 2]
+    for client, (images, labels) in others.items():
+        assert np.array_equal(images, everyone[client][0])
+        assert np.array_equal(labels, everyone[client][1])
+    assert "made again" not in capsys.readouterr().err  # found in the cache, under their own client's classifier
+
+
+def test_another_generator_than_the_run_s_is_refused_and_missing_images_are_told(
+    run_small: Run, fresh_clients: Callable[[], None], call: Call
+) -> None:
+    experiment, summary = run_small(**BLOCKS)
+    for kept in Path(os.environ["FL_RAY_CACHE"]).glob("generators/*/images-*"):
+        shutil.rmtree(kept)
+    again = call("quality", str(experiment.folder.path), "--output", "again")
+    assert again.returncode == 0
+    made = summary["guided_synthesis"]["images_made"]
+    assert f"{made} of the guided images were not in the cache and have been made again" in again.stderr
+    summary["synthesis"]["key"] = "another"
+    (experiment.folder / "summary.json").write_text(json.dumps(summary))
+    refused = call("quality", str(experiment.folder.path))
+    assert refused.returncode == 2
+    assert "the generator is not the run's (key another then" in refused.stderr
+
+
+def test_a_client_with_too_few_images_is_left_out(run_small: Run, call: Call, tmp_path: Path) -> None:
+    """Two of ten digits each: fifteen images that it has guided of three are too few for KID, of four they are not."""
+    settings = {**BLOCKS, "data__partition": {"name": "label_blocks"}, "method__images_per_class": 6}
+    experiment, _ = run_small(**settings)
+    counts = (prepare(experiment.config.data, 0).counts() > 0).sum(axis=1)
+    assert sorted(counts.tolist()) == [3, 3, 4]
+    said = call("quality", str(experiment.folder.path), "--output", "q")
+    assert said.returncode == 0, said.stderr
+    stored = json.loads((tmp_path / "q" / "quality.json").read_text())
+    enough = f"client {counts.argmax()}"
+    assert [row["label"] for row in stored["rows"]] == [enough, f"real, of {enough}"]
+    assert said.stderr.count("is left out: method.images_per_class is 6: KID needs at least 20") == 2
+
+
+def tiles(picture: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """The halves of a PNG, grey, without what is white, and the greys of text and edges."""
+    grey = np.array(Image.open(io.BytesIO(picture)).convert("L"))
+    half = grey.shape[1] // 2
+    return grey[:, :half], grey[:, half:]
+
+
+def is_grey(picture: np.ndarray, grey: int) -> np.ndarray:
+    """Whether a pixel has this grey, as matplotlib's colour map rounds it."""
+    return np.abs(picture.astype(int) - grey) <= 1
+
+
+def test_a_grid_shows_the_classes_that_are_asked_for_real_ones_on_the_left() -> None:
+    labels = np.repeat(np.arange(60), 8)
+    real, made = (np.full((480, 1, 8, 8), grey, dtype=np.uint8) for grey in (60, 180))
+    made[labels < 50] = 255
+    names = [f"class {label}" for label in range(60)]
+    picture = columns_of_classes(names, range(50, 60), (real, labels), (made, labels), of="real")
+    left, right = tiles(picture)
+    assert is_grey(left, 60).mean() > 0.3 > 0.001 > is_grey(left, 180).mean()  # text has all greys
+    assert is_grey(right, 180).mean() > 0.3 > 0.001 > is_grey(right, 60).mean()
+
+
+def test_a_grid_of_clients_has_a_row_for_each(small: Callable[..., Any]) -> None:
+    data: FederatedData = prepare(small(data__clients=3, data__partition={"name": "label_blocks"}).data, 0)
+    made = {}
+    for client, grey in enumerate((60, 120, 180)):
+        known = np.unique(data.labels[data.partition.of(client)])
+        made[client] = np.full((len(known), *data.images.shape[1:]), grey, dtype=np.uint8), known
+    left, right = tiles(client_grid(data, made))
+    rows = [np.flatnonzero(is_grey(right, grey).sum(axis=1) > 20) for grey in (60, 120, 180)]
+    assert rows[0].max() < rows[1].min() <= rows[1].max() < rows[2].min()
+    wide = [is_grey(right[own], grey).sum() for grey, own in zip((60, 120, 180), rows, strict=True)]
+    counts = (data.counts() > 0).sum(axis=1)
+    assert np.array(wide) / wide[0] == pytest.approx(counts / counts[0], rel=0.1)
+    assert len(np.unique(left[rows[0]])) > 8  # digits
 
 
 def test_a_clients_measures_are_of_its_classes_and_its_images(small: Callable[..., Any]) -> None:

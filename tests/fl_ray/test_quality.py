@@ -51,6 +51,7 @@ def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Trainings of seconds cut to moments; threads as before."""
     monkeypatch.setattr("fl_ray.image_scores.EXTRACTOR_STEPS", 60)
     monkeypatch.setattr("fl_ray.image_scores.CAS_EPOCHS", 3)
+    monkeypatch.setattr("fl_ray.image_scores.CAS_LEAST_STEPS", 0)
     monkeypatch.setattr("generators.quality.domain_shift._STEPS", 20)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))  # the command line adds the working folder

@@ -19,6 +19,7 @@ from fl_ray.audit.membership import attack, features, shadow_scores
 from fl_ray.audit.run_audit import GLOBAL, audit_run
 from fl_ray.errors import OutputError, SettingError
 from fl_ray.experiment import Experiment
+from fl_ray.finished_run import FinishedRun
 from fl_ray.progress import Progress
 from fl_ray.runtime.local_training import train_locally
 from generators.guidance.losses import ClassifierGuide
@@ -151,7 +152,7 @@ def test_a_run_is_audited(run_small: Run, tmp_path: Path, call: Call) -> None:
 
 def test_a_final_model_alone_is_audited(run_small: Run) -> None:
     experiment, _ = run_small(data__public_fraction=0.0)
-    found = audit_run(experiment.folder.path, 2, 0, 1, Progress(False))
+    found = audit_run(FinishedRun.open(experiment.folder.path), 2, 0, 1, Progress(False))
     assert [model.name for model in found.models] == [GLOBAL]
     assert found.models[0].attacks["shadow models"] == "no public images to train shadows on"
 
@@ -168,7 +169,7 @@ def test_shadows_of_the_server_s_model_are_trained_as_long_as_it(
     monkeypatch.setattr("fl_ray.audit.run_audit.train_locally", train)
     for settings in ({"method": {"name": "centralised", "server_epochs": 4}}, {"training__local_epochs": 2}):
         experiment, _ = run_small(**settings)  # of three rounds
-        audit_run(experiment.folder.path, 1, 0, 1, Progress(False))
+        audit_run(FinishedRun.open(experiment.folder.path), 1, 0, 1, Progress(False))
     assert seen == [12, 6]
 
 
@@ -177,15 +178,15 @@ def test_images_are_recognised_by_clients_that_know_their_class_alone(run_small:
     for own, known in ((None, False), (6, True)):
         partition = {"name": "label_blocks", "classes_per_client": own}
         experiment, _ = run_small(**settings, data__partition=partition, training__local_epochs=20)
-        found = audit_run(experiment.folder.path, 0, 3, 1, Progress(False))
+        found = audit_run(FinishedRun.open(experiment.folder.path), 0, 3, 1, Progress(False))
         assert [model.recognised is not None for model in found.models[:5]] == [known] * 5
 
 
 def test_what_can_not_be_audited(run_small: Run, tmp_path: Path, call: Call) -> None:
     with pytest.raises(OutputError, match="no finished run"):
-        audit_run(tmp_path, 1, 0, 1, Progress(False))
+        FinishedRun.open(tmp_path)
     experiment, _ = run_small(method__name="local_only", rounds=1)
     with pytest.raises(SettingError, match="leaves no single classifier"):
-        audit_run(experiment.folder.path, 1, 0, 1, Progress(False))
+        audit_run(FinishedRun.open(experiment.folder.path), 1, 0, 1, Progress(False))
     assert "--shadows is -1" in call("audit", str(tmp_path), "--shadows", "-1").stderr
     assert "leave --rounds out" in call("audit", str(tmp_path), "--rounds", "3").stderr

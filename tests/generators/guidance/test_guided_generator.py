@@ -74,7 +74,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[DiffusionGenerato
 
 def guided(trained: tuple[DiffusionGenerator, Path], guides: list[Source], **settings: Any) -> GuidedGenerator:
     kept = GuidanceSettings(steps=4, **{"edits": 2, "eta": 5.0, **settings})
-    return GuidedGenerator(trained[0], guides, CLASSES, (1, SIZE, SIZE), kept, 4)
+    return GuidedGenerator(trained[0], dict(enumerate(guides)), CLASSES, (1, SIZE, SIZE), kept, 4)
 
 
 BOTH = [Source(Towards, 1.0), Source(Towards, -1.0)]
@@ -134,7 +134,7 @@ def test_an_image_whose_gradient_is_not_finite_is_made_again_with_a_smaller_step
 
 def test_bad_input(trained: tuple[DiffusionGenerator, Path]) -> None:
     sampler = guided(trained, BOTH).load(trained[1], torch.device("cpu"))
-    with pytest.raises(ValueError, match="there is no guide 2"):
+    with pytest.raises(ValueError, match="no guide of client 2, only of 0, 1"):
         sampler.sample(Block(0, 2 * CLASSES, 0))
     with pytest.raises(ValueError, match="no diffusion model that classifiers could guide"):
         NoiseGenerator().check_guidable(1)

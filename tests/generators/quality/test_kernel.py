@@ -36,14 +36,17 @@ def test_the_standard_error_is_that_of_repeated_samples() -> None:
     assert found[:, 1].mean() == pytest.approx(found[:, 0].std(), rel=0.3)
 
 
-def test_subsets_are_disjoint_and_whole() -> None:
-    """Every row of both sides counts once, where the subsets divide them."""
+def test_it_is_of_all_rows_and_the_jackknife_leaves_out_one_group_after_another() -> None:
     rng = np.random.default_rng(3)
-    real, synthetic = rng.normal(size=(40, 2)), rng.normal(size=(20, 2))
+    real, synthetic = rng.normal(size=(41, 2)), rng.normal(size=(20, 2))  # groups of four and five, and of two
+    value, error = kid(real, synthetic, np.random.default_rng(9))
+    assert value == pytest.approx(mmd2(real, synthetic))
     orders = np.random.default_rng(9)
-    first, second = orders.permutation(40).reshape(10, 4), orders.permutation(20).reshape(10, 2)
-    expected = np.mean([mmd2(real[a], synthetic[b]) for a, b in zip(first, second, strict=True)])
-    assert kid(real, synthetic, np.random.default_rng(9))[0] == pytest.approx(expected)
+    first, second = (np.array_split(orders.permutation(count), 10) for count in (41, 20))
+    without = [
+        mmd2(np.delete(real, a, axis=0), np.delete(synthetic, b, axis=0)) for a, b in zip(first, second, strict=True)
+    ]
+    assert error == pytest.approx(np.sqrt(9 * np.var(without)))
 
 
 def test_what_can_not_be_compared_is_refused() -> None:

@@ -35,7 +35,7 @@ def test_against_a_brute_force_count() -> None:
 def test_a_larger_set_must_not_win_by_its_size() -> None:
     synthetic, train, held_out = images(400, 6), images(900, 7), images(90, 8)
     labels, held_labels = np.arange(900) % 3, np.arange(90) % 3
-    rows, held_rows = equal_counts(labels, held_labels, 3, np.random.default_rng(0))
+    rows, held_rows = equal_counts(labels, held_labels, np.random.default_rng(0))
     assert np.bincount(labels[rows]).tolist() == np.bincount(held_labels[held_rows]).tolist() == [30, 30, 30]
     assert abs(memorisation(synthetic, train[rows], held_out[held_rows]).closer - 0.5) < 0.15
     with pytest.raises(ValueError, match="900 training and 90 held-out"):
@@ -47,5 +47,5 @@ def test_a_larger_set_must_not_win_by_its_size() -> None:
 
 def test_counts_are_cut_class_by_class() -> None:
     first, second = np.array([0, 0, 0, 1]), np.array([0, 1, 1, 2])
-    rows, others = equal_counts(first, second, 3, np.random.default_rng(0))
+    rows, others = equal_counts(first, second, np.random.default_rng(0))
     assert first[rows].tolist() == second[others].tolist() == [0, 1]
