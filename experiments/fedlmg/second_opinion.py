@@ -4,8 +4,8 @@
     fl-ray compare experiments/fedlmg/other_classifiers.yaml --seeds 0 1 2 --output runs/fedlmg-others
     python experiments/fedlmg/second_opinion.py runs/fedlmg-digits runs/fedlmg-others
 
-Reads the finished runs of both comparisons, and the images from the generator's cache; writes second_opinion.md into the
-first one's folder. The second classifiers are of other kinds, and have learned from the same images of the client.
+Reads the finished runs of both comparisons, and the images from the generator's cache; writes second_opinion.md into
+the first one's folder. The second classifiers are of other kinds, and have learned from the same images of the client.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import torch
 from fl_ray.commands.reports import run_folders
 from fl_ray.errors import OutputError
 from fl_ray.finished_run import FinishedRun
-from fl_ray.methods.fedlmg import FedLMG
 from fl_ray.model import ImageShape
 from fl_ray.progress import Progress
 from fl_ray.report.comparison_report import markdown_table
@@ -48,16 +47,15 @@ def main() -> int:
         print(__doc__, file=sys.stderr)
         return 2
     torch.set_num_threads(1)
-    others = {
-        run.config.seed: run for run in (FinishedRun.open(folder.path) for folder in run_folders(Path(sys.argv[2])))
-    }
+    opened = [FinishedRun.open(folder.path) for folder in run_folders(Path(sys.argv[2]))]
+    others = {run.config.seed: run for run in opened}
     found: dict[str, list[dict[str, float]]] = {}
     own: dict[str, list[float]] = {}
     for folder in run_folders(Path(sys.argv[1])):
-        run = FinishedRun.open(folder.path)
-        if isinstance(run.method, FedLMG) and run.config.seed in others:
-            summary = folder.summary()
-            found.setdefault(summary["label"], []).append(recognised(run, others[run.config.seed]))
+        config = folder.config()
+        if config.method.name == "fedlmg" and config.seed in others:
+            run, summary = FinishedRun.open(folder.path), folder.summary()
+            found.setdefault(summary["label"], []).append(recognised(run, others[config.seed]))
             own.setdefault(summary["label"], []).append(summary["guided_accuracy"]["own_classifier"])
     clients = list(next(iter(found.values()))[0])
     rows = []
@@ -69,14 +67,8 @@ def main() -> int:
             mean, std = mean_std([100 * value for value in values])
             cells.append(spread_text({"x_mean": mean, "x_std": std}, "x", 1))
         rows.append([label, str(len(seeds)), *cells])
-    header = [
-        "run",
-        "seeds",
-        "the guide [%]",
-        "a second classifier of the client [%]",
-        *(f"{name} [%]" for name in clients),
-    ]
-    text = markdown_table(header, rows)
+    shares = ["the guide", "a second classifier of the client", *clients]
+    text = markdown_table(["run", "seeds", *(f"{name} [%]" for name in shares)], rows)
     (Path(sys.argv[1]) / "second_opinion.md").write_text(text, encoding="utf-8")
     print(text)
     return 0
