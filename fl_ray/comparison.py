@@ -212,13 +212,15 @@ def _claim(comparison: Comparison, output: Path) -> None:
     marker = output / "comparison.yaml"
     settings = _settings(comparison)
     if marker.exists():
-        if _with_defaults(yaml.safe_load(marker.read_text(encoding="utf-8"))) != settings:
+        stored = _with_defaults(yaml.safe_load(marker.read_text(encoding="utf-8")))
+        kept = {label: settings["runs"].get(label) for label in stored["runs"]}
+        if {**settings, "runs": kept} != stored:
             raise OutputError(
                 f"--output {output}: it holds a comparison with other settings, and nothing is overwritten; name "
-                "another folder"
+                "another folder (entries may be added to a comparison, but none changed or left out)"
             )
-        return
-    new_folder(output)
+    else:
+        new_folder(output)
     marker.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
 
 

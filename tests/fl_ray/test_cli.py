@@ -131,6 +131,19 @@ def test_compare_resumes_run_by_run(recipe: Path, tmp_path: Path, call: Call) ->
     assert other.returncode == 2
     assert "other settings" in other.stderr
     assert call("report", "cmp").returncode == 0
+    known = yaml.safe_load((tmp_path / "small.yaml").read_text())
+    more = {**known, "compare": [{"label": "slower", "training.lr": 0.01}, *known["compare"]]}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(more, sort_keys=False))
+    third = call(*words)
+    assert third.returncode == 0, third.stderr
+    assert "6 of 8 runs were finished" in third.stderr
+    assert kept.stat().st_mtime_ns == before
+    rows = (tmp_path / "cmp" / "comparison.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["label", "slower", "FedAvg", "central", "public"]
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(known, sort_keys=False))
+    fourth = call(*words)
+    assert fourth.returncode == 2
+    assert "entries may be added to a comparison, but none changed or left out" in fourth.stderr
 
 
 def test_compare_of_several_recipes_demands_the_same_data(recipe: Path, tmp_path: Path, call: Call) -> None:
