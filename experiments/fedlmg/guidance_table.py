@@ -1,4 +1,4 @@
-"""What guidance did and what it cost, over seeds: the guide's loss, who recognises the images, clients, bytes, server.
+"""What guidance did, brought and cost, over seeds: accuracy, the guide's loss, who recognises the images, seconds, bytes.
 
     fl-ray compare experiments/fedlmg/digit_domains.yaml --seeds 0 1 2 --output runs/fedlmg-digits
     python experiments/fedlmg/guidance_table.py runs/fedlmg-digits
@@ -55,6 +55,7 @@ def server_seconds(summary: Summary) -> float:
 
 
 COLUMNS: dict[str, tuple[Callable[[Summary], float], int]] = {
+    "final accuracy [%]": (lambda summary: 100 * summary["final_accuracy"], 2),
     "loss, first": (_of("guided_synthesis", "loss_first"), 2),
     "loss, last": (_of("guided_synthesis", "loss_last"), 2),
     "own classifier [%]": (_of("guided_accuracy", "own_classifier", 100), 1),

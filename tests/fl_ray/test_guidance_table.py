@@ -7,6 +7,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -47,6 +48,9 @@ def test_the_table(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     for line in lines[2:]:
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         rows[cells[0]] = dict(zip(columns, cells, strict=True))
+    files = [tmp_path / "out" / "runs" / "public_only" / f"seed{seed}" / "summary.json" for seed in (0, 1)]
+    public = [100 * json.loads(file.read_text())["final_accuracy"] for file in files]
+    assert rows["public only"]["final accuracy [%]"] == f"{np.mean(public):.2f} ± {np.std(public, ddof=1):.2f}"
     assert rows["FedLMG"]["loss, first"] == f"{summaries['FedLMG']['guided_synthesis']['loss_first']:.2f} (1 of 2)"
     assert "of 2" not in rows["FedLMG"]["own classifier [%]"]
     assert rows["public only"]["clients' training [s]"] == rows["public only"]["loss, first"] == "–"
