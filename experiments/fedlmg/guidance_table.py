@@ -1,4 +1,4 @@
-"""What guidance did, brought and cost, over seeds: accuracy, the guide's loss, who recognises the images, seconds, bytes.
+"""What guidance did and brought, over seeds: accuracy, the guide's loss, who recognises the images, seconds and bytes.
 
     fl-ray compare experiments/fedlmg/digit_domains.yaml --seeds 0 1 2 --output runs/fedlmg-digits
     python experiments/fedlmg/guidance_table.py runs/fedlmg-digits
