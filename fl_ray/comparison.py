@@ -219,9 +219,13 @@ def _claim(comparison: Comparison, output: Path) -> None:
                 f"--output {output}: it holds a comparison with other settings, and nothing is overwritten; name "
                 "another folder (entries may be added to a comparison, but none changed or left out)"
             )
+        if stored == settings:
+            return
     else:
         new_folder(output)
-    marker.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    draft = output / ".comparison.draft"
+    draft.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    draft.replace(marker)
 
 
 def _with_defaults(stored: dict[str, Any]) -> dict[str, Any]:

@@ -47,8 +47,13 @@ def make_synthesis(
     return synthesis
 
 
-def recipe_synthesis(config: RunConfig, data: FederatedData, runtime: Runtime, progress: Progress) -> Synthesis:
+def recipe_synthesis(
+    config: RunConfig, data: FederatedData, runtime: Runtime, progress: Progress, device: str | None = None
+) -> Synthesis:
     """Images of the recipe's generator, whatever its method; nothing is trained yet.
+
+    Args:
+        device: see ``Synthesis``.
 
     Raises:
         OutputError: the model store does not answer, or can't be written.
@@ -58,7 +63,7 @@ def recipe_synthesis(config: RunConfig, data: FederatedData, runtime: Runtime, p
     clients = ClientsTrainGenerator(config, spec, data, runtime, progress) if spec is not None else None
     on_ray = config.runtime.backend == "ray"
     store = open_store(config, progress.message)
-    return Synthesis(config.generator, data, progress, on_ray, config.runtime.threads, clients, store)
+    return Synthesis(config.generator, data, progress, on_ray, config.runtime.threads, clients, store, device)
 
 
 @dataclass

@@ -16,7 +16,7 @@ from fl_ray.config import Component, RunConfig
 from fl_ray.data.parts import FederatedData, prepare
 from fl_ray.errors import OutputError, SettingError
 from fl_ray.experiment import check
-from fl_ray.federated_generator import make_synthesis
+from fl_ray.federated_generator import recipe_synthesis
 from fl_ray.methods.base import Method
 from fl_ray.methods.fedlmg import FedLMG
 from fl_ray.model import ImageShape, WeightLayout, build_module
@@ -36,12 +36,14 @@ class FinishedRun:
 
     Attributes:
         config: the run's, but for where it is computed.
+        sampled_on: the device on which its images were made, where that was not this process's.
     """
 
     folder: RunFolder
     config: RunConfig
     method: Method
     data: FederatedData
+    sampled_on: str | None
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -55,10 +57,11 @@ class FinishedRun:
             raise OutputError(f"{path}: no finished run; give one run's folder (of a comparison: runs/LABEL/SEED)")
         config = folder.config()
         config = replace(config, tracking=replace(config.tracking, enabled=False), model_store=None)
+        by_actors = config.generator is not None and config.runtime.backend == "ray" and config.generator.pool.gpus == 0
         config = replace(config, runtime=replace(config.runtime, backend="in_process"))
         method, data = check(config), prepare(config.data, config.seed)
         check_partition(folder, data, path)
-        return cls(folder, config, method, data)
+        return cls(folder, config, method, data, "cpu" if by_actors else None)
 
     def model_of(self, client: int) -> Component:
         """What a client has trained."""
@@ -97,7 +100,7 @@ class FinishedRun:
             raise SettingError(f"method {config.method.name} has no images that clients have guided")
         method.uploads = {client: WeightLayout(module).read().numpy() for client, module in uploads.items()}
         with open_runtime(config, progress) as runtime:
-            synthesis = make_synthesis(config, method, self.data, runtime, progress)
+            synthesis = recipe_synthesis(config, self.data, runtime, progress, self.sampled_on)
             self._check_generator(synthesis)
             context, _ = make_context(config, method, self.data, self.folder, runtime, progress, synthesis)
             try:

@@ -93,20 +93,20 @@ class ImageScores:
         made._parts = {"public": data.public_like(client), "clients": own}
         made._classes = np.unique(data.labels[own])
         made._tests = tests[np.isin(data.test_labels[tests], made._classes)]
-        made._compare()
+        made._compare(f"the test part of {data.client_name(client)}'s domains")
         return made
 
-    def _compare(self) -> None:
+    def _compare(self, part: str = "the test part") -> None:
         """Choose the test images that features are compared with."""
         labels = self.data.test_labels[self._tests]
-        self._check(labels, "test", "raise data.test_fraction or data.max_samples")
+        self._check(labels, part, "raise data.test_fraction or data.max_samples")
         rows = self._tests[self._balanced(labels, "test")]
         self._real, self._real_labels = self.data.test_images[rows], self.data.test_labels[rows]
         self._real_features = _option("--inception", lambda: self._features(self._real))
 
     def _train_extractor(self) -> Callable[[np.ndarray], np.ndarray]:
         data, way = self.data, "raise data.public_fraction, or give --inception FILE"
-        self._check(data.public_labels, "public", way, least=1)
+        self._check(data.public_labels, "the public part", way, least=1)
         key = key_seed(self.seed, "quality/extractor")
         public = data.public_images, data.public_labels
         trained = _option("quality", lambda: SmallClassifier(*public, data.num_classes, key, EXTRACTOR_STEPS))
@@ -120,7 +120,7 @@ class ImageScores:
         label = int(self._classes[counts[self._classes].argmin()])
         if counts[label] < least:
             raise SettingError(
-                f"quality: the {part} part holds {counts[label]} images of class {self.data.source.classes[label]}, "
+                f"quality: {part} holds {counts[label]} images of class {self.data.source.classes[label]}, "
                 f"but {least} are needed; {way}"
             )
 
@@ -161,7 +161,9 @@ class ImageScores:
 
     def _measure(self, images: np.ndarray, labels: np.ndarray, part: str | None) -> dict[str, Any]:
         features = self._features(images)
-        kernel, kernel_error = kid(self._real_features, features, numpy_generator(self.seed, "quality/kid"))
+        kernel, kernel_error = kid(
+            (self._real_features, self._real_labels), (features, labels), numpy_generator(self.seed, "quality/kid")
+        )
         precision, recall = precision_recall_by_class(
             self._real_features, self._number(self._real_labels), features, self._number(labels), len(self._classes)
         )

@@ -166,11 +166,10 @@ def measure_guided(run: FinishedRun, options: QualityOptions, progress: Progress
         sides = (data.images[rows], data.labels[rows]), made
         found.samples.append(columns_of_classes(data.source.classes, known, *sides, of="real (its own)"))
         its_own = own.real_sets().get("clients")
-        try:
-            if its_own is not None:
-                real.append({"label": f"real, of {name}", "client": client, **own.of(*its_own, "clients")})
-        except SettingError:  # the client has fewer images than it has guided
-            progress.message(f"{name} has too few images of its own to be measured")
+        if its_own is None:
+            progress.message(f"{name} has too few images of its own of some class: there is no row to compare with")
+        else:
+            real.append({"label": f"real, of {name}", "client": client, **own.of(*its_own, "clients")})
     if not found.rows:
         raise SettingError(f"no client's images can be measured; {refused}")
     found.rows += real

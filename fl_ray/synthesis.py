@@ -67,11 +67,13 @@ class Synthesis:
 
     Args:
         on_ray: sample in a pool of Ray actors; otherwise in this process.
+        device: on which images are made: ``cuda`` or ``cpu``; default: CUDA where it is, but for actors without GPUs.
         federated: lets clients train a generator whose settings ask for that.
         store: where trained generators are looked for before they are trained, and put afterwards.
 
     Attributes:
         train_seconds: of this run alone; 0 where the generator was there.
+        sampled_on: the device on which images are made.
         unpublished: what kept the generator from the store.
     """
 
@@ -84,6 +86,7 @@ class Synthesis:
         threads: int,
         federated: FederatedGenerator | None = None,
         store: ModelStore | None = None,
+        device: str | None = None,
     ) -> None:
         self.generator: Generator = build("generator", Component(config.name, config.settings))
         self.config, self.data, self.progress = config, data, progress
@@ -100,17 +103,18 @@ class Synthesis:
             self._check_classes(labels)
         source = self._federated.digest() if self._federated else digest(images, labels)
         self._learned = TrainingImages(images, labels, data.source.classes, source)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        here = "cuda" if torch.cuda.is_available() else "cpu"
+        self.sampled_on = device or (here if config.pool.gpus > 0 or not on_ray else "cpu")
         with self._as_setting_error():
             training = self.generator.training_settings()
         own = code_hash("generator", config.name)
         self._code = [] if own is None else [own]
-        self.key = settings_digest(FORMAT, config.name, training, device, data.source.classes, source, *self._code)[:16]
+        self.key = settings_digest(FORMAT, config.name, training, here, data.source.classes, source, *self._code)[:16]
         self._home = cache_root(config) / "generators" / f"{config.name.replace(':', '.')}-{self.key}"
         made = environment()
         self._manifest = {
             "generator": config.name,
-            "training": {"settings": training, "data_sha256": source, "device": device, "key": self.key},
+            "training": {"settings": training, "data_sha256": source, "device": here, "key": self.key},
             "classes": data.source.classes,
             "fl_ray": {"version": made["fl_ray"], "git_revision": made["git_revision"], "format": FORMAT},
         }
@@ -118,19 +122,14 @@ class Synthesis:
         self._sample_with(self.generator)
 
     def _sample_with(self, generator: Generator) -> None:
-        """Make images with this one from now on, into a cache of their own."""
+        """Make images with this one from now on, kept apart from others'."""
         self.generator = generator
         self._caches: dict[int, BlockCache] = {}
         with self._as_setting_error():
             self.sampling_key = self._sampling_key(generator.sampling_settings())
 
-    @property
-    def _sampled_on(self) -> str:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return device if self.config.pool.gpus > 0 or not self.on_ray else "cpu"
-
     def _sampling_key(self, settings: dict[str, Any]) -> str:
-        return settings_digest(settings, self._sampled_on, *self._code)[:16]
+        return settings_digest(settings, self.sampled_on, *self._code)[:16]
 
     def _cache_of(self, label: int) -> BlockCache:
         """Where the images of a class are kept: by what decides these, and nothing else."""
@@ -138,7 +137,7 @@ class Synthesis:
         if part not in self._caches:
             settings = self.generator.settings_of(part)
             key = self._sampling_key(settings)
-            sampling = {"settings": settings, "device": self._sampled_on, "key": key}
+            sampling = {"settings": settings, "device": self.sampled_on, "key": key}
             size, folder = self.generator.block_size, self._home / f"images-{key}"
             made = BlockCache(
                 folder, size, {**self._manifest, "sampling": sampling}, self._versions, self.progress.message
@@ -332,7 +331,7 @@ class Synthesis:
 
         folder = self.prepare()
         if not self.on_ray:
-            self._pool = LocalPool(self.generator, folder)
+            self._pool = LocalPool(self.generator, folder, self.sampled_on)
             return self._pool
         import ray
 
@@ -364,7 +363,7 @@ class Synthesis:
         return (time.perf_counter() - start) / made
 
     def keys(self) -> list[str]:
-        """What fixes the images that were made: the keys of the trained generator and of its samples in the cache."""
+        """What fixes the images that were made: the keys of the trained generator and of its sampling."""
         return [self.key, f"images-{self.sampling_key}"]
 
     def report(self) -> dict[str, float | str]:

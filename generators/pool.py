@@ -27,11 +27,14 @@ class ActorsLostError(RuntimeError):
 
 
 class LocalPool:
-    """The pool's interface in this process."""
+    """The pool's interface in this process.
 
-    def __init__(self, generator: Generator, folder: Path) -> None:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._sampler = generator.load(folder, device)
+    Args:
+        device: on which images are made.
+    """
+
+    def __init__(self, generator: Generator, folder: Path, device: str = "cpu") -> None:
+        self._sampler = generator.load(folder, torch.device(device))
 
     def make(self, blocks: Iterable[Block]) -> Iterator[tuple[Block, np.ndarray]]:
         """Every block with its images, as they are made."""

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from PIL import Image
 
 from fl_ray.artifacts import client_grid, columns_of_classes
 from fl_ray.data.parts import FederatedData, prepare
+from fl_ray.errors import SettingError
 from fl_ray.experiment import Experiment
 from fl_ray.finished_run import FinishedRun
 from fl_ray.image_scores import ImageScores
 from fl_ray.progress import Progress
+from fl_ray.synthesis import Synthesis
 from tests.conftest import Call
 from tests.fl_ray.test_one_shot import GUIDED
 
@@ -87,10 +90,7 @@ def test_runs_without_guided_images_are_refused(run_small: Run, call: Call) -> N
     experiment, _ = run_small(**BLOCKS | {"method__images_per_class": 3})
     refused = call("quality", str(experiment.folder.path))
     assert refused.returncode == 2
-    assert (
-        "method.images_per_class is 3: KID needs at least 20 images on each side, but has 15; raise it"
-        in refused.stderr
-    )
+    assert "method.images_per_class is 3: class 0 has 3 images, but precision and recall" in refused.stderr
     refused = call("quality", str(experiment.folder.path.parent))
     assert refused.returncode == 2
     assert "no finished run" in refused.stderr
@@ -128,18 +128,66 @@ def test_another_generator_than_the_run_s_is_refused_and_missing_images_are_told
     assert "the generator is not the run's (key another then" in refused.stderr
 
 
-def test_a_client_with_too_few_images_is_left_out(run_small: Run, call: Call, tmp_path: Path) -> None:
-    """Two of ten digits each: fifteen images that it has guided of three are too few for KID, of four they are not."""
-    settings = {**BLOCKS, "data__partition": {"name": "label_blocks"}, "method__images_per_class": 6}
-    experiment, _ = run_small(**settings)
-    counts = (prepare(experiment.config.data, 0).counts() > 0).sum(axis=1)
-    assert sorted(counts.tolist()) == [3, 3, 4]
+def test_a_client_with_too_few_images_of_its_own_has_no_row_of_them(run_small: Run, call: Call, tmp_path: Path) -> None:
+    partition = {"name": "dirichlet", "alpha": 0.3, "min_samples": 3}
+    experiment, _ = run_small(**BLOCKS | {"data__partition": partition})
+    counts = prepare(experiment.config.data, 0).counts()
+    few = np.where(counts > 0, counts, 99).min(axis=1) < 4
+    assert 0 < few.sum()
     said = call("quality", str(experiment.folder.path), "--output", "q")
     assert said.returncode == 0, said.stderr
-    stored = json.loads((tmp_path / "q" / "quality.json").read_text())
-    enough = f"client {counts.argmax()}"
-    assert [row["label"] for row in stored["rows"]] == [enough, f"real, of {enough}"]
-    assert said.stderr.count("is left out: method.images_per_class is 6: KID needs at least 20") == 2
+    labels = [row["label"] for row in json.loads((tmp_path / "q" / "quality.json").read_text())["rows"]]
+    assert labels == [f"client {k}" for k in range(3)] + [f"real, of client {k}" for k in np.flatnonzero(~few)]
+    for client in np.flatnonzero(few):
+        assert f"client {client} has too few images of its own of some class" in said.stderr
+
+
+def test_a_clients_measures_are_of_its_domains(tmp_path: Path, small: Callable[..., Any]) -> None:
+    """Two domains that nobody takes for the other: dark and bright images."""
+    rng = np.random.default_rng(0)
+    for domain, level in (("day", 200), ("night", 50)):
+        for label in ("a", "b"):
+            folder = tmp_path / "set" / domain / label
+            folder.mkdir(parents=True)
+            for image in range(40):
+                noise = rng.integers(-40, 40, (8, 8, 3)) + level + (15 if label == "a" else 0)
+                Image.fromarray(noise.astype(np.uint8)).save(folder / f"{image}.png")
+    data_settings = {
+        "name": "image_folder", "root": str(tmp_path), "path": "set", "image_size": 8, "clients": 2,
+        "public_fraction": 0.5, "partition": {"name": "domain"},
+    }  # fmt: skip
+    config = small(data=data_settings, clients_per_round=2)
+    data = prepare(config.data, 0)
+    scores = ImageScores(config, data, 8, None, None)
+    for client in (0, 1):
+        images, labels = data.images[data.partition.of(client)], data.labels[data.partition.of(client)]
+        own, other = scores.of_client(client).of(images, labels), scores.of_client(1 - client).of(images, labels)
+        assert own["fid"] < other["fid"] / 5
+        assert own["domain_shift"] < 0.8 < other["domain_shift"]
+        like = data.test_domains == client
+        copied = scores.of_client(client).of(data.test_images[like], data.test_labels[like])
+        assert copied["recall"] == 1.0  # against all of its own domain's test images
+    few = data.test_domains != 1
+    few[np.flatnonzero(data.test_domains == 1)[:2]] = True  # two test images of night are left
+    scarce = replace(
+        data, test_images=data.test_images[few], test_labels=data.test_labels[few], test_domains=data.test_domains[few]
+    )
+    with pytest.raises(SettingError, match="the test part of client 1, night's domains holds . images of class"):
+        ImageScores(config, scarce, 8, None, None).of_client(1)
+
+
+def test_images_of_a_run_on_ray_are_looked_for_where_its_actors_made_them(
+    small: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine with a GPU: actors without one have sampled on the CPU."""
+    config = small(with_generator=True)
+    data = prepare(config.data, 0)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    on_ray = Synthesis(config.generator, data, Progress(False), on_ray=True, threads=1)
+    here = Synthesis(config.generator, data, Progress(False), on_ray=False, threads=1)
+    again = Synthesis(config.generator, data, Progress(False), on_ray=False, threads=1, device="cpu")
+    assert (on_ray.sampled_on, here.sampled_on) == ("cpu", "cuda")
+    assert again.keys() == on_ray.keys() != here.keys()
 
 
 def tiles(picture: bytes) -> tuple[np.ndarray, np.ndarray]:

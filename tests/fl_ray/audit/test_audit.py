@@ -160,17 +160,34 @@ def test_a_final_model_alone_is_audited(run_small: Run) -> None:
 def test_shadows_of_the_server_s_model_are_trained_as_long_as_it(
     run_small: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[int] = []
+    seen: list[tuple[int, int]] = []  # the size of a batch, and epochs
 
     def train(*arguments: Any) -> None:
-        seen.append(arguments[4])
+        seen.append((arguments[3].batch_size, arguments[4]))
         train_locally(*arguments)
 
     monkeypatch.setattr("fl_ray.audit.run_audit.train_locally", train)
     for settings in ({"method": {"name": "centralised", "server_epochs": 4}}, {"training__local_epochs": 2}):
         experiment, _ = run_small(**settings)  # of three rounds
         audit_run(FinishedRun.open(experiment.folder.path), 1, 0, 1, Progress(False))
-    assert seen == [12, 6]
+    assert seen == [(8, 12), (8, 6)]
+    seen.clear()
+    server = {"epochs": 3, "batch_size": 16}
+    experiment, _ = run_small(
+        method={"name": "feddf", "server": server}, rounds=1, clients_per_round=None, data__clients=3
+    )
+    audit_run(FinishedRun.open(experiment.folder.path), 1, 0, 1, Progress(False))
+    assert seen == [(8, 1)] * 3 + [(16, 3)]  # three clients, and the server's model
+    for method, why in (
+        (
+            {"name": "dense", "turns": 1, "generator_steps": 1, "student_steps": 1, "server": server},
+            "images drawn for it",
+        ),
+        ({"name": "feddf", "server": {**server, "train": "head"}}, "whose head alone was trained"),
+    ):
+        experiment, _ = run_small(method=method, rounds=1, clients_per_round=None, data__clients=3)
+        found = audit_run(FinishedRun.open(experiment.folder.path), 1, 0, 1, Progress(False))
+        assert why in found.models[-1].attacks["shadow models"]
 
 
 def test_images_are_recognised_by_clients_that_know_their_class_alone(run_small: Run) -> None:

@@ -1,57 +1,92 @@
-"""KID against a plain double loop; its mean is zero where both sides are alike."""
+"""KID against a plain double loop; its mean is zero where both sides are alike, with classes far apart, too."""
 
 import numpy as np
 import pytest
 
-from generators.quality.kernel import kid, mmd2
+from generators.quality.kernel import kid
+
+Side = tuple[np.ndarray, np.ndarray]
+
+
+def plain(real: Side, synthetic: Side) -> float:
+    """The mean of the kernel over pairs of classes, by loops."""
+
+    def kernel(x: np.ndarray, y: np.ndarray) -> float:
+        return (sum(a * b for a, b in zip(x, y, strict=True)) / len(x) + 1) ** 3
+
+    def mean(one: Side, other: Side, same: bool) -> float:
+        found = []
+        for c in np.unique(one[1]):
+            for d in np.unique(other[1]):
+                pairs = [
+                    kernel(one[0][i], other[0][j])
+                    for i in np.flatnonzero(one[1] == c)
+                    for j in np.flatnonzero(other[1] == d)
+                    if not (same and i == j)
+                ]
+                found.append(sum(pairs) / len(pairs))
+        return float(np.mean(found))
+
+    return mean(real, real, True) + mean(synthetic, synthetic, True) - 2 * mean(real, synthetic, False)
+
+
+def drawn(rng: np.random.Generator, per_class: int, classes: int = 4, shift: float = 0.0) -> Side:
+    """As many features of each class, classes three standard deviations apart."""
+    labels = np.repeat(np.arange(classes), per_class)
+    centres = 3 * np.eye(classes, 6)
+    return centres[labels] + rng.normal(shift, 1, (len(labels), 6)), labels
 
 
 def test_against_a_plain_double_loop() -> None:
     rng = np.random.default_rng(0)
-    first, second = rng.normal(size=(6, 4)), rng.normal(0.5, 1, (5, 4))
-
-    def kernel(x: np.ndarray, y: np.ndarray) -> float:
-        return (sum(a * b for a, b in zip(x, y, strict=True)) / 4 + 1) ** 3
-
-    within = [
-        sum(kernel(a, b) for i, a in enumerate(side) for j, b in enumerate(side) if i != j) / (n * (n - 1))
-        for side, n in ((first, 6), (second, 5))
-    ]
-    across = sum(kernel(a, b) for a in first for b in second) / 30
-    assert mmd2(first, second) == pytest.approx(sum(within) - 2 * across)
+    real, synthetic = drawn(rng, 5, 3), drawn(rng, 4, 3, 0.5)
+    order = rng.permutation(15)
+    real = real[0][order], real[1][order]
+    synthetic = synthetic[0][:11], synthetic[1][:11]  # classes of 4, 4 and 3
+    assert kid(real, synthetic, rng)[0] == pytest.approx(plain(real, synthetic))
 
 
 def test_it_is_zero_for_equal_distributions_and_not_for_others() -> None:
+    """A share for each class is no sample at random: taken as one it would give less than zero."""
     rng = np.random.default_rng(1)
-    real, same, other = (rng.normal(mean, 1, (2000, 8)) for mean in (0, 0, 0.5))
-    value, error = kid(real, same, rng)
-    assert abs(value) < 4 * error
-    value, error = kid(real, other, rng)
-    assert value > 10 * error > 0
+    values, _ = np.array([kid(drawn(rng, 10), drawn(rng, 10), rng) for _ in range(200)]).T
+    assert abs(values.mean()) < 4 * values.std() / np.sqrt(200)
+    value, error = kid(drawn(rng, 100), drawn(rng, 100, shift=0.5), rng)
+    assert value > 4 * error > 0
 
 
 def test_the_standard_error_is_that_of_repeated_samples() -> None:
     rng = np.random.default_rng(2)
-    found = np.array([kid(rng.normal(size=(100, 3)), rng.normal(0.3, 1, (100, 3)), rng) for _ in range(60)])
-    assert found[:, 1].mean() == pytest.approx(found[:, 0].std(), rel=0.3)
+    values, errors = np.array([kid(drawn(rng, 25), drawn(rng, 25, shift=0.3), rng) for _ in range(60)]).T
+    assert errors.mean() == pytest.approx(values.std(), rel=0.3)
 
 
-def test_it_is_of_all_rows_and_the_jackknife_leaves_out_one_group_after_another() -> None:
+def test_the_jackknife_leaves_out_one_group_after_another() -> None:
+    """With ten of a class and ten groups each group has one of each class."""
     rng = np.random.default_rng(3)
-    real, synthetic = rng.normal(size=(41, 2)), rng.normal(size=(20, 2))  # groups of four and five, and of two
-    value, error = kid(real, synthetic, np.random.default_rng(9))
-    assert value == pytest.approx(mmd2(real, synthetic))
+    real, synthetic = drawn(rng, 10, 2), drawn(rng, 10, 2)
+    _, error = kid(real, synthetic, np.random.default_rng(9))
     orders = np.random.default_rng(9)
-    first, second = (np.array_split(orders.permutation(count), 10) for count in (41, 20))
-    without = [
-        mmd2(np.delete(real, a, axis=0), np.delete(synthetic, b, axis=0)) for a, b in zip(first, second, strict=True)
-    ]
+    groups = []
+    for _ in range(2):
+        number = np.empty(20, dtype=int)
+        for place in range(2):
+            number[10 * place + orders.permutation(10)] = np.sort((np.arange(10) + place) % 10)
+        groups.append(number)
+    without = []
+    for left_out in range(10):
+        kept = [group != left_out for group in groups]
+        sides = [(side[0][own], side[1][own]) for side, own in zip((real, synthetic), kept, strict=True)]
+        without.append(plain(*sides))
     assert error == pytest.approx(np.sqrt(9 * np.var(without)))
 
 
 def test_what_can_not_be_compared_is_refused() -> None:
     rng = np.random.default_rng(0)
-    with pytest.raises(ValueError, match="at least 20 images on each side, but has 19"):
-        kid(np.zeros((40, 3)), np.zeros((19, 3)), rng)
-    with pytest.raises(ValueError, match="3 and 4 numbers"):
-        kid(np.zeros((40, 3)), np.zeros((40, 4)), rng)
+    real, synthetic = drawn(rng, 5), drawn(rng, 5)
+    with pytest.raises(ValueError, match="at least 3 images of each class on each side, but class 3 has 2"):
+        kid(real, (synthetic[0][:17], synthetic[1][:17]), rng)
+    with pytest.raises(ValueError, match="at least 3 images of each class on each side, but class 2 has 0"):
+        kid(real, drawn(rng, 5, 2), rng)
+    with pytest.raises(ValueError, match="6 and 4 numbers"):
+        kid(real, (synthetic[0][:, :4], synthetic[1]), rng)
