@@ -133,7 +133,7 @@ def test_a_client_with_too_few_images_of_its_own_has_no_row_of_them(run_small: R
     experiment, _ = run_small(**BLOCKS | {"data__partition": partition})
     counts = prepare(experiment.config.data, 0).counts()
     few = np.where(counts > 0, counts, 99).min(axis=1) < 4
-    assert 0 < few.sum()
+    assert few.any()
     said = call("quality", str(experiment.folder.path), "--output", "q")
     assert said.returncode == 0, said.stderr
     labels = [row["label"] for row in json.loads((tmp_path / "q" / "quality.json").read_text())["rows"]]
@@ -172,7 +172,7 @@ def test_a_clients_measures_are_of_its_domains(tmp_path: Path, small: Callable[.
     scarce = replace(
         data, test_images=data.test_images[few], test_labels=data.test_labels[few], test_domains=data.test_domains[few]
     )
-    with pytest.raises(SettingError, match="the test part of client 1, night's domains holds . images of class"):
+    with pytest.raises(SettingError, match=r"the test part of client 1, night's domains holds \d images of class"):
         ImageScores(config, scarce, 8, None, None).of_client(1)
 
 
