@@ -144,7 +144,9 @@ def test_parts_that_are_too_small(small: Callable[..., RunConfig]) -> None:
     measured, _ = scores(config)
     images, labels = measured.real_sets()["clients"]
     kept = labels != 3
-    with pytest.raises(SettingError, match=r"--per_class is 8: class 3 has 0 images.*raise it"):
+    with pytest.raises(
+        SettingError, match=r"--per_class is 8: KID needs at least 3 images.*but class 3 has 0; raise it"
+    ):
         measured.of(images[kept], labels[kept])
 
 
