@@ -27,6 +27,7 @@ __all__ = [
     "write_samples",
 ]
 
+Images = tuple[np.ndarray, np.ndarray]  # uint8 [N, C, H, W] and their classes, int64 [N]
 _SAMPLE_COLUMNS = 8
 _CLIENT_COLUMNS = 10
 _STATUS = {"finished": "FINISHED", "interrupted": "KILLED", "stopped": "KILLED", "failed": "FAILED"}  # ours: MLflow's
@@ -66,9 +67,6 @@ def write_samples(run: RunContext, method: Method) -> None:
         counts = shown if available is None else np.minimum(available, shown)
         picture = sample_grid(run.data, *run.synthesis.images(counts, run.config.seed))
     (run.folder / "samples.png").write_bytes(picture)
-
-
-Images = tuple[np.ndarray, np.ndarray]  # uint8 [N, C, H, W] and their classes, int64 [N]
 
 
 def sample_grid(data: FederatedData, images: np.ndarray, labels: np.ndarray) -> bytes:

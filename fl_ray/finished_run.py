@@ -116,7 +116,7 @@ class FinishedRun:
         return found
 
     def _check_generator(self, synthesis: Synthesis) -> None:
-        then = (self.folder.summary() or {}).get("synthesis", {}).get("key", synthesis.key)
+        then = self.folder.summary()["synthesis"]["key"]
         if then != synthesis.key:
             raise OutputError(
                 f"{self.folder.path}: the generator is not the run's (key {then} then, {synthesis.key} now): it was "

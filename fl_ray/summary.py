@@ -17,6 +17,7 @@ __all__ = [
     "outcome",
     "spread_text",
     "target_key",
+    "values_text",
     "worst_decile",
 ]
 
@@ -111,6 +112,12 @@ def aggregate(label: str, summaries: Sequence[Mapping[str, Any]], targets: Seque
         for name, _ in REACHED:
             row[f"{name}_to_{key}_mean"], row[f"{name}_to_{key}_std"] = mean_std([hit[name] for hit in hits])
     return row
+
+
+def values_text(values: Sequence[float], digits: int) -> str:
+    """``mean ± std`` of those values that are finite; a dash where none is."""
+    mean, std = mean_std([value for value in values if math.isfinite(value)])
+    return spread_text({"of_mean": mean, "of_std": std}, "of", digits)
 
 
 def spread_text(row: Mapping[str, Any], name: str, digits: int, scale: float = 1.0) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +15,15 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment
 
-__all__ = ["add_to_run", "default_store", "find_experiment", "prepare_store", "quiet_client", "tracking_uri"]
-
-
-_AT_ONCE = 1000  # metrics that MLflow takes in one call
+__all__ = [
+    "add_to_run",
+    "default_store",
+    "find_experiment",
+    "is_missing_file",
+    "prepare_store",
+    "quiet_client",
+    "tracking_uri",
+]
 
 
 def default_store() -> str:
@@ -30,6 +34,11 @@ def default_store() -> str:
 def tracking_uri(config: RunConfig) -> str:
     """The store's address: ``tracking.uri``, else ``default_store``."""
     return config.tracking.uri or default_store()
+
+
+def is_missing_file(uri: str) -> bool:
+    """Whether it is an SQLite file that is not there: MLflow would make it."""
+    return uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
 
 
 def quiet_client(uri: str) -> MlflowClient:
@@ -96,16 +105,11 @@ def add_to_run(uri: str, run_id: str, metrics: Mapping[str, float], files: Seque
     Raises:
         SettingError: the store can't be used, or has no such run.
     """
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        raise SettingError(f"tracking.uri {uri}: there is no such file")
+    if is_missing_file(uri):
+        raise SettingError(f"tracking.uri {uri}: there is no such file any more")
     with _usable(uri):
         client = quiet_client(uri)
-        from mlflow.entities import Metric
-
-        client.get_run(run_id)
-        now = int(time.time() * 1000)
-        logged = [Metric(name, float(value), now, 0) for name, value in metrics.items()]
-        for first in range(0, len(logged), _AT_ONCE):
-            client.log_batch(run_id, metrics=logged[first : first + _AT_ONCE])
+        for name, value in metrics.items():
+            client.log_metric(run_id, name, value)
         for file in files:
             client.log_artifact(run_id, str(file))

@@ -30,11 +30,12 @@ class LocalPool:
     """The pool's interface in this process.
 
     Args:
-        device: on which images are made.
+        device: on which images are made; default: CUDA where it is.
     """
 
-    def __init__(self, generator: Generator, folder: Path, device: str = "cpu") -> None:
-        self._sampler = generator.load(folder, torch.device(device))
+    def __init__(self, generator: Generator, folder: Path, device: str | None = None) -> None:
+        here = "cuda" if torch.cuda.is_available() else "cpu"
+        self._sampler = generator.load(folder, torch.device(device or here))
 
     def make(self, blocks: Iterable[Block]) -> Iterator[tuple[Block, np.ndarray]]:
         """Every block with its images, as they are made."""

@@ -20,7 +20,7 @@ import numpy as np
 from fl_ray.commands.reports import run_folders
 from fl_ray.comparison import rows_of_runs
 from fl_ray.report.comparison_report import markdown_table
-from fl_ray.summary import mean_std, spread_text
+from fl_ray.summary import values_text
 
 Summary = dict[str, Any]
 
@@ -71,10 +71,9 @@ COLUMNS: dict[str, tuple[Callable[[Summary], float], int]] = {
 
 def _text(values: list[float], digits: int) -> str:
     """Mean and spread, and of how many runs where some have no such number."""
-    there = [value for value in values if np.isfinite(value)]
-    mean, std = mean_std(there)
-    some = f" ({len(there)} of {len(values)})" if 0 < len(there) < len(values) else ""
-    return spread_text({"x_mean": mean, "x_std": std}, "x", digits) + some
+    there = int(np.isfinite(values).sum())
+    some = f" ({there} of {len(values)})" if 0 < there < len(values) else ""
+    return values_text(values, digits) + some
 
 
 def main() -> int:

@@ -22,7 +22,7 @@ from fl_ray.finished_run import FinishedRun
 from fl_ray.model import ImageShape
 from fl_ray.progress import Progress
 from fl_ray.report.comparison_report import markdown_table
-from fl_ray.summary import mean_std, spread_text
+from fl_ray.summary import values_text
 
 
 @torch.no_grad()
@@ -50,23 +50,22 @@ def main() -> int:
     opened = [FinishedRun.open(folder.path) for folder in run_folders(Path(sys.argv[2]))]
     others = {run.config.seed: run for run in opened}
     found: dict[str, list[dict[str, float]]] = {}
-    own: dict[str, list[float]] = {}
+    by_guide: dict[str, list[float]] = {}
     for folder in run_folders(Path(sys.argv[1])):
         config = folder.config()
         if config.method.name == "fedlmg" and config.seed in others:
             run, summary = FinishedRun.open(folder.path), folder.summary()
             found.setdefault(summary["label"], []).append(recognised(run, others[config.seed]))
-            own.setdefault(summary["label"], []).append(summary["guided_accuracy"]["own_classifier"])
+            by_guide.setdefault(summary["label"], []).append(summary["guided_accuracy"]["own_classifier"])
+    if not found:
+        print(f"{sys.argv[1]} has no finished FedLMG run with a seed of {sys.argv[2]}", file=sys.stderr)
+        return 2
     clients = list(next(iter(found.values()))[0])
     rows = []
     for label, seeds in found.items():
-        columns = [own[label], [float(np.mean(list(seed.values()))) for seed in seeds]]
+        columns = [by_guide[label], [float(np.mean(list(seed.values()))) for seed in seeds]]
         columns += [[seed[client] for seed in seeds] for client in clients]
-        cells = []
-        for values in columns:
-            mean, std = mean_std([100 * value for value in values])
-            cells.append(spread_text({"x_mean": mean, "x_std": std}, "x", 1))
-        rows.append([label, str(len(seeds)), *cells])
+        rows.append([label, str(len(seeds)), *(values_text([100 * share for share in own], 1) for own in columns)])
     shares = ["the guide", "a second classifier of the client", *clients]
     text = markdown_table(["run", "seeds", *(f"{name} [%]" for name in shares)], rows)
     (Path(sys.argv[1]) / "second_opinion.md").write_text(text, encoding="utf-8")

@@ -9,7 +9,6 @@ Reads the finished runs of a comparison; writes metrics.md into its folder. The 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +17,7 @@ from fl_ray.commands.reports import run_folders
 from fl_ray.comparison import rows_of_runs
 from fl_ray.report.comparison_report import markdown_table
 from fl_ray.run_folder import RunFolder
-from fl_ray.summary import mean_std, spread_text, target_key
-
-
-def _text(values: Sequence[float], digits: int) -> str:
-    mean, std = mean_std([value for value in values if np.isfinite(value)])
-    return spread_text({"x_mean": mean, "x_std": std}, "x", digits)
+from fl_ray.summary import spread_text, target_key, values_text
 
 
 def _plan(folder: RunFolder, name: str) -> float:
@@ -54,10 +48,10 @@ def main() -> int:
     for row in rows:
         members = by_label[row["label"]]
         line = [row["label"], spread_text(row, "energy_j", 0)]
-        line += [_text([_plan(each, "synthetic_samples") for each in members], 0)]
-        line.append(_text([_plan(each, "delivery_s") for each in members], 1))
-        line.append(_text([_cosines(each) for each in members], 3))
-        line.append(_text([each.summary().get("label_entropy_after", np.nan) for each in members], 2))
+        line += [values_text([_plan(each, "synthetic_samples") for each in members], 0)]
+        line.append(values_text([_plan(each, "delivery_s") for each in members], 1))
+        line.append(values_text([_cosines(each) for each in members], 3))
+        line.append(values_text([each.summary().get("label_entropy_after", np.nan) for each in members], 2))
         for target in targets:
             hits = row[f"reached_{target}"]
             suffix = "" if hits == row["runs"] else f" ({hits} of {row['runs']})"

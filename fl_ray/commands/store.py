@@ -32,9 +32,10 @@ def compare_store(options: Any, overrides: Mapping[str, Any]) -> int:
     from fl_ray.report.store_report import store_report
     from fl_ray.run_folder import new_folder
     from fl_ray.store_comparison import runs_of_experiment
+    from fl_ray.tracking_store import is_missing_file
 
     uri = _uri(overrides, "fl-ray compare --mlflow")
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+    if is_missing_file(uri):
         raise SettingError(f"tracking.uri {uri}: there is no such file; give --tracking.uri")
     runs, older = runs_of_experiment(uri, options.mlflow, options.filter or "")
     labels = sorted({run.label for run in runs})

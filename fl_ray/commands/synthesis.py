@@ -95,7 +95,8 @@ def quality(options: Any, overrides: dict[str, Any]) -> int:
     from fl_ray.quality import QualityOptions, plan_quality
     from fl_ray.quality import quality as measure
 
-    asked = QualityOptions(100 if options.per_class is None else options.per_class, options.inception, options.clip)
+    per_class = QualityOptions.per_class if options.per_class is None else options.per_class
+    asked = QualityOptions(per_class, options.inception, options.clip)
     configs = plan_quality(recipe, overrides)
     if options.print_config:
         print_configs(configs)
