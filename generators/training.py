@@ -102,7 +102,8 @@ def fit_steps(
 
     Batches and all that the module draws at random are fixed by (``seed``, step). A training that is interrupted leaves
     its last checkpoint in ``folder``, and the next call goes on from there: the weights are those of an undisturbed
-    training to the bit. At the end the checkpoint is taken away.
+    training to the bit (on a GPU, whose kernels may add up in any order, to rounding). At the end the checkpoint is
+    taken away.
 
     Args:
         images, labels: [N, ...] and [N], on the CPU.

@@ -2,12 +2,14 @@
 
     python experiments/benchmarks/generators.py
     python experiments/benchmarks/generators.py --steps 20 --batch 16 --blocks 2
+    python experiments/benchmarks/generators.py --gpus 0.3 --precision bf16 --steps 20 --batch 256 --blocks 4
 
 The class-conditional diffusion generator for 32 x 32 RGB with its default UNet, and random weights: the time of an
 image does not depend on them. The plain loop is a process of one thread that calls the pipeline batch by batch; the
 pool has one actor of one thread, then two, and makes blocks of the same size with the same sampler and steps. They run
 in turns; the numbers are medians over the turns. Two plain loops at once say what the machine has for two processes:
-cores that share their units do not do twice the work. The last line is JSON.
+cores that share their units do not do twice the work. With ``--gpus`` all of them compute on one GPU. The last line is
+JSON.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ sys.path[0], sys.argv[0] = str(ROOT), str(ROOT / "benchmark")
 SIZE, CHANNELS, CLASSES = 32, 3, 10
 
 
-def plain_loop(folder: Path, settings: dict[str, Any], pipe: Any) -> None:
+def plain_loop(folder: Path, settings: dict[str, Any], device: str, pipe: Any) -> None:
     """Make as many batches as the pipe asks for, with the pipeline alone; answer with the seconds."""
     import torch
     from diffusers import DDIMScheduler
@@ -42,24 +44,26 @@ def plain_loop(folder: Path, settings: dict[str, Any], pipe: Any) -> None:
     torch.set_num_threads(1)
     pipeline = ClassConditionalPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline = pipeline.to(device)
     labels, noise = torch.zeros(settings["block_size"], dtype=torch.long), torch.Generator().manual_seed(0)
     while (batches := pipe.recv()) is not None:
         start = time.perf_counter()
         for _ in range(batches):
-            images = pipeline(labels, noise, settings["steps"], settings["guidance"])
-            images.mul(255).round().to(torch.uint8).numpy()
+            with torch.autocast(device, torch.bfloat16, enabled=settings["precision"] == "bf16"):
+                images = pipeline(labels, noise, settings["steps"], settings["guidance"])
+            images.mul(255).round().to(torch.uint8).cpu().numpy()
         pipe.send(time.perf_counter() - start)
 
 
 class PlainLoop:
     """The plain loop's process."""
 
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any], device: str) -> None:
         import multiprocessing
 
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=plain_loop, args=(folder, settings, theirs), daemon=True)
+        self.process = context.Process(target=plain_loop, args=(folder, settings, device, theirs), daemon=True)
         self.process.start()
 
     def begin(self, batches: int) -> None:
@@ -77,8 +81,8 @@ class PlainLoop:
 class TwoLoops:
     """Two plain loops, each with half the batches."""
 
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        self.loops = [PlainLoop(folder, settings) for _ in range(2)]
+    def __init__(self, folder: Path, settings: dict[str, Any], device: str) -> None:
+        self.loops = [PlainLoop(folder, settings, device) for _ in range(2)]
 
     def seconds(self, batches: int) -> float:
         for loop in self.loops:
@@ -93,10 +97,10 @@ class TwoLoops:
 class Pool:
     """A GeneratorPool that makes blocks which nobody has asked for before."""
 
-    def __init__(self, generator: Any, folder: Path, actors: int) -> None:
+    def __init__(self, generator: Any, folder: Path, actors: int, gpus: float) -> None:
         from generators.pool import GeneratorPool
 
-        self.pool = GeneratorPool(generator, folder, actors, cpus=0, gpus=0, threads=1, timeout_s=180)
+        self.pool = GeneratorPool(generator, folder, actors, cpus=0, gpus=gpus, threads=1, timeout_s=180)
         self.asked = 0
 
     def _blocks(self, count: int) -> Iterator[Any]:
@@ -135,8 +139,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="images made together")
     parser.add_argument("--blocks", type=int, default=2, help="batches of a turn, for each actor")
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--gpus", type=float, default=0.0, help="of one GPU for each of the three actors, as 0.3")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     options = parser.parse_args()
-    settings = {"steps": options.steps, "guidance": 2.0, "block_size": options.batch}
+    settings = {
+        "steps": options.steps,
+        "guidance": 2.0,
+        "block_size": options.batch,
+        "precision": options.precision,
+    }
+    device = "cuda" if options.gpus else "cpu"
     from fl_ray.config import RayConfig
     from fl_ray.runtime.connection import Connection
     from generators.diffusion import DiffusionGenerator
@@ -146,9 +158,9 @@ def main() -> None:
         folder = Path(name)
         store_random_weights(folder)
         connection.wait()
-        generator = DiffusionGenerator(sampler="ddim", precision="fp32", **settings)
-        workers = {"pipeline": PlainLoop(folder, settings), "two_pipelines": TwoLoops(folder, settings)}
-        workers |= {f"pool{actors}": Pool(generator, folder, actors) for actors in (1, 2)}
+        generator = DiffusionGenerator(sampler="ddim", **settings)
+        workers = {"pipeline": PlainLoop(folder, settings, device), "two_pipelines": TwoLoops(folder, settings, device)}
+        workers |= {f"pool{actors}": Pool(generator, folder, actors, options.gpus) for actors in (1, 2)}
         batches = {kind: options.blocks * (2 if kind in ("two_pipelines", "pool2") else 1) for kind in workers}
         for kind, worker in workers.items():
             worker.seconds(batches[kind] // options.blocks)  # not counted: the first batch of a process takes longer

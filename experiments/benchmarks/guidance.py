@@ -2,11 +2,13 @@
 
     python experiments/benchmarks/guidance.py
     python experiments/benchmarks/guidance.py --batch 1 --images 10
+    python experiments/benchmarks/guidance.py --device cuda --batch 100 --images 400
 
 A block of images of experiments/fedlmg/digit_domains.yaml: its UNet (widths 16, 32, 64 at 32 x 32 RGB), 20 DDIM steps
 with classifier-free guidance, M = 5, ResNet-18 at width 8 as the guide. Weights are random, since neither time nor
 memory depends on them. Guided and unguided are made in a process of one thread each, in turns. Memory is the process's
-peak above what it held with the models loaded and a first UNet step done. The last line is JSON.
+peak above what it held with the models loaded and a first UNet step done; on a GPU, the allocator's. The last line is
+JSON.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ sys.path[0] = str(ROOT)  # generators.py beside this file would hide the package
 SIZE, CHANNELS, CLASSES, STEPS, EDITS, ETA = 32, 3, 10, 20, 5, 0.1
 
 
-def maker(pipe: Any, eta: float, batch: int) -> None:
+def maker(pipe: Any, eta: float, batch: int, device: str) -> None:
     """Make as many blocks as the pipe asks for; answer with the seconds and the peak memory above the first, MiB."""
     import torch
     from diffusers import DDIMScheduler, DDPMScheduler
@@ -42,22 +44,28 @@ def maker(pipe: Any, eta: float, batch: int) -> None:
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    unet = make_unet(SIZE, CHANNELS, CLASSES, [16, 32, 64]).eval()
+    unet = make_unet(SIZE, CHANNELS, CLASSES, [16, 32, 64]).eval().to(device)
     trained = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
     pipeline = ClassConditionalPipeline(unet, ClassConditionalPipeline.schedule(trained))
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
-    guide = ClassifierGuide(ResNet18(CHANNELS, SIZE, CLASSES, width=8), 0.1, SIZE, CHANNELS, [0.5] * 3, [0.5] * 3)
+    classifier = ResNet18(CHANNELS, SIZE, CLASSES, width=8).to(device)
+    guide = ClassifierGuide(classifier, 0.1, SIZE, CHANNELS, [0.5] * 3, [0.5] * 3)
     settings = GuidanceSettings(steps=STEPS, edits=EDITS if eta else 0, eta=eta, step_rule="rms")
     sampler = GuidedSampler(PixelDenoiser(pipeline, 1.5, torch.float32), guide, settings)
-    noise, labels = torch.randn(batch, CHANNELS, SIZE, SIZE), torch.arange(batch) % CLASSES
+    noise = torch.randn(batch, CHANNELS, SIZE, SIZE, device=device)
+    labels = torch.arange(batch, device=device) % CLASSES
+
+    def peak_mb() -> float:
+        return torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else peak_memory_mb()
+
     with torch.no_grad():
-        sampler.model.predict(noise[:1], torch.tensor(500), labels[:1])
-    before = peak_memory_mb()
+        sampler.model.predict(noise[:1], torch.tensor(500, device=device), labels[:1])
+    before = peak_mb()
     while (blocks := pipe.recv()) is not None:
         start = time.perf_counter()
         for _ in range(blocks):
-            sampler(noise, labels, torch.Generator().manual_seed(0))
-        pipe.send((time.perf_counter() - start, peak_memory_mb() - before))
+            sampler(noise, labels, torch.Generator().manual_seed(0)).cpu()
+        pipe.send((time.perf_counter() - start, peak_mb() - before))
 
 
 def main() -> None:
@@ -65,12 +73,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=10, help="images made together")
     parser.add_argument("--images", type=int, default=20, help="of a turn")
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     pipes, workers = {}, []
     for kind, eta in {"guided": ETA, "unguided": 0.0}.items():
         pipes[kind], theirs = context.Pipe()
-        workers.append(context.Process(target=maker, args=(theirs, eta, options.batch), daemon=True))
+        workers.append(context.Process(target=maker, args=(theirs, eta, options.batch, options.device), daemon=True))
         workers[-1].start()
     blocks = max(1, options.images // options.batch)
     seconds: dict[str, list[float]] = {kind: [] for kind in pipes}

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from generators.quality.repeatable import repeatable_convolutions
 from generators.training import fit_steps
 from lightning_modules.classifier import Classifier, OptimizerSettings
 from lightning_modules.networks import SmallCNN
@@ -31,7 +32,7 @@ class SmallClassifier:
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, classes: int, seed: int, steps: int) -> None:
         _, channels, size, _ = images.shape
-        with torch.random.fork_rng():
+        with repeatable_convolutions(), torch.random.fork_rng():
             torch.manual_seed(seed)
             module = Classifier(SmallCNN(channels, size, classes), OptimizerSettings("adam", lr=1e-3))
             y = torch.from_numpy(np.asarray(labels, dtype=np.int64))
@@ -54,7 +55,8 @@ class SmallClassifier:
     @torch.no_grad()
     def _through(self, layers: nn.Module, images: np.ndarray) -> np.ndarray:
         pieces = [images[start : start + _PREDICTED] for start in range(0, len(images), _PREDICTED)]
-        return np.concatenate([layers(_scaled(piece).to(self._device)).double().cpu().numpy() for piece in pieces])
+        with repeatable_convolutions():
+            return np.concatenate([layers(_scaled(piece).to(self._device)).double().cpu().numpy() for piece in pieces])
 
 
 def _scaled(images: np.ndarray) -> torch.Tensor:

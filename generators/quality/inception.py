@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from generators.quality.repeatable import repeatable_convolutions
+
 __all__ = ["InceptionExtractor"]
 
 _SIZE = 299
@@ -51,7 +53,8 @@ class InceptionExtractor:
         for start in range(0, len(images), _BATCH):
             x = torch.from_numpy(images[start : start + _BATCH]).to(self._device).float().div(127.5).sub(1)
             x = nn.functional.interpolate(x, (_SIZE, _SIZE), mode="bilinear", antialias=True)
-            found.append(self._network(x.expand(-1, 3, -1, -1)).double().cpu().numpy())
+            with repeatable_convolutions():
+                found.append(self._network(x.expand(-1, 3, -1, -1)).double().cpu().numpy())
         return np.concatenate(found)
 
 

@@ -157,7 +157,7 @@ def test_what_never_has_a_finite_gradient_is_sampled_without_guidance(
 def test_actors_make_the_same_images(trained: tuple[DiffusionGenerator, Path], ray_session: None) -> None:
     blocks = [Block(0, label, 0) for label in (0, 5)]
     generator = guided(trained, BOTH)
-    here = dict(LocalPool(generator, trained[1]).make(blocks))
+    here = dict(LocalPool(generator, trained[1], "cpu").make(blocks))
     pool = GeneratorPool(generator, trained[1], 1, 0, 0, 1, 180)
     there = dict(pool.make(blocks))
     counted = pool.report()
