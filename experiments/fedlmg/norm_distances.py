@@ -4,8 +4,8 @@
     python experiments/fedlmg/norm_distances.py runs/fedlmg-norm-weight
 
 Reads the finished FedLMG runs of a comparison, and their images from the generator's cache; writes norm_distances.md
-into its folder. A distance is a single image's, as the losses take it, summed over the batch norms of the client's own
-classifier; classifiers without batch norms are left out.
+into its folder. A distance is a single image's (in rows with ``statistics: batch``, too), summed over the batch norms
+of the client's own classifier; classifiers without batch norms are left out.
 """
 
 from __future__ import annotations
@@ -62,13 +62,19 @@ def main() -> int:
     if not any(seed for seeds in found.values() for seed in seeds):
         print(f"{folder} has no finished FedLMG run whose clients have batch norms", file=sys.stderr)
         return 2
-    most = max(found.values(), key=len)
-    own = [[seed[client][0] for seed in most] for client in most[0]]
-    rows = [["clients' own images", str(len(most)), *(values_text(values, 1) for values in own)]]
+    clients = sorted({client for seeds in found.values() for seed in seeds for client in seed})
+
+    def cells(seeds: list[dict[str, tuple[float, float]]], which: int) -> list[str]:
+        return [values_text([seed[client][which] for seed in seeds if client in seed], 1) for client in clients]
+
+    rows, judged_by = [], []  # rows of one comparison may have the same classifiers
     for label, seeds in found.items():
-        of_clients = [[seed[client][1] for seed in seeds] for client in most[0]]
-        rows.append([label, str(len(seeds)), *(values_text(values, 1) for values in of_clients)])
-    text = markdown_table(["images", "seeds", *most[0]], rows)
+        own = cells(seeds, 0)
+        if own not in judged_by:
+            judged_by.append(own)
+            rows.append([f"clients' own, under the classifiers of {label}", str(len(seeds)), *own])
+        rows.append([label, str(len(seeds)), *cells(seeds, 1)])
+    text = markdown_table(["images", "seeds", *clients], rows)
     (folder / "norm_distances.md").write_text(text, encoding="utf-8")
     print(text)
     return 0
