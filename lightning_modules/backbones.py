@@ -21,9 +21,9 @@ _LEAST = 16
 _SEVERAL_HEADS = ("googlenet", "inception_v3")
 
 
-def _check(name: str, image_size: int, least: int = _LEAST) -> None:
+def _check(image_size: int, least: int = _LEAST) -> None:
     if image_size < least:
-        raise ValueError(f"model {name}: image_size {image_size} is below {least}, which its pools need; use small_cnn")
+        raise ValueError(f"image_size {image_size} is below {least}, which its pools need; use small_cnn")
 
 
 def _adapted(network: nn.Module, in_channels: int, image_size: int) -> nn.Module:
@@ -78,7 +78,7 @@ class MobileNetV2(_Wrapped):
     def __init__(
         self, in_channels: int, image_size: int, num_classes: int, width: float = 1.0, dropout: float = 0.2
     ) -> None:
-        _check("mobilenet_v2", image_size)
+        _check(image_size)
         made = models.mobilenet_v2(num_classes=num_classes, width_mult=width, dropout=dropout)
         super().__init__(_adapted(made, in_channels, image_size))
 
@@ -89,7 +89,7 @@ class MobileNetV3Small(_Wrapped):
     def __init__(
         self, in_channels: int, image_size: int, num_classes: int, width: float = 1.0, dropout: float = 0.2
     ) -> None:
-        _check("mobilenet_v3_small", image_size)
+        _check(image_size)
         made = models.mobilenet_v3_small(num_classes=num_classes, width_mult=width, dropout=dropout)
         super().__init__(_adapted(made, in_channels, image_size))
 
@@ -98,7 +98,7 @@ class ShuffleNetV2(_Wrapped):
     """ShuffleNetV2 (arXiv 1807.11164); ``width`` is one of torchvision's: 0.5, 1.0, 1.5 or 2.0."""
 
     def __init__(self, in_channels: int, image_size: int, num_classes: int, width: float = 1.0) -> None:
-        _check("shufflenet_v2", image_size)
+        _check(image_size)
         if width not in _SHUFFLENET_CHANNELS:
             raise ValueError(
                 f"model shufflenet_v2: width is {width}, but it must be one of {sorted(_SHUFFLENET_CHANNELS)}"
@@ -121,7 +121,7 @@ class VGG16(nn.Sequential):
     def __init__(
         self, in_channels: int, image_size: int, num_classes: int, width: int = 64, dropout: float = 0.5
     ) -> None:
-        _check("vgg16", image_size, 32)
+        _check(image_size, 32)
         plan = [each if each == "M" else each * width // 64 for each in vgg.cfgs["D"]]
         features = _adapted(vgg.make_layers(plan), in_channels, _SMALL)
         for part in features:

@@ -191,7 +191,8 @@ class Ensemble(OneShot):
 class FedDF(OneShot):
     """FedDF (arXiv 2006.07242), once: the server's model is distilled from the mean of the clients' logits.
 
-    Where all clients have the server's architecture it starts from their average, as in the paper; otherwise afresh.
+    Without ``client_models`` all clients have the server's architecture, and it starts from their average, as in the
+    paper; otherwise afresh.
 
     Args:
         distil_on: ``public`` images (their labels are not used), or ``synthetic`` ones of the recipe's generator.

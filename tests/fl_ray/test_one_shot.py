@@ -249,6 +249,12 @@ def test_a_run_cut_at_its_end_keeps_the_uploads(
             r"Fixed can't take images of 1 x 8 x 8 \(",
         ),
         ({"method__client_models": [{"name": "tests.fl_ray.own:Fixed", "logits": 3}]}, r"of the shape \[1, 3\]"),
+        ({"method__client_models": ["vgg16"]}, "^model vgg16: image_size 8 is below 32.*use small_cnn"),
+        (
+            {"method__name": "feddf", "model": {"name": "tests.fl_ray.own:Fixed", "channels": 3}},
+            r"^model: .*Fixed can't take images of 1 x 8 x 8 \(",
+        ),
+        ({"method__name": "fedavg"}, "client_models is for the one-shot methods.*can't average different ones"),
         ({"method__name": "feddf", "data__public_fraction": 0.0}, "there are no public images"),
         ({"gradient_cosine_every": 1}, "an ensemble has no weights"),
         ({"runtime__training_path": "batched"}, "models of several kinds"),

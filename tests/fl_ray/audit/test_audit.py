@@ -107,6 +107,19 @@ def test_inverted_images_are_taken_for_their_class() -> None:
     assert np.array_equal(images, invert(guide, labels, 40, 0))
 
 
+def test_inversion_follows_the_batch_norms() -> None:
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.BatchNorm2d(1), torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    for _ in range(60):  # bright images, of little contrast
+        network(torch.randn(32, 1, 8, 8) * 0.2 + 1.2)
+    labels, found = np.repeat(np.arange(3), 4), {}
+    for weight in (0.0, 10.0):
+        found[weight] = invert(ClassifierGuide(network, weight, 8, 1, [0.5], [0.25], "batch"), labels, 120, 0)
+    x = {weight: (torch.from_numpy(images).float() / 255 - 0.5) / 0.25 for weight, images in found.items()}
+    assert x[10.0].mean() == pytest.approx(float(network[0].running_mean), abs=0.15)
+    assert abs(x[10.0].mean() - 1.2) < 0.5 * abs(x[0.0].mean() - 1.2)
+
+
 def test_a_run_is_audited(run_small: Run, tmp_path: Path, call: Call) -> None:
     store = f"sqlite:///{tmp_path / 'store.db'}"
     models = [{"name": "mlp", "hidden": [64]}, {"name": "small_cnn", "width": 2, "hidden": 8, "batch_norm": True}]

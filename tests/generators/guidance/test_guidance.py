@@ -200,6 +200,76 @@ def test_no_guidance_is_plain_sampling_to_the_bit(unet: nn.Module, kind: type, f
     assert sampler.losses == []
 
 
+def moved(unet: nn.Module, own: ClassifierGuide, s: Tensor, t: int, label: Tensor, alpha: Tensor, rule: str) -> Tensor:
+    """The step of eta = 0.3 at one image, written out."""
+    s = s.detach().requires_grad_()
+    clean = (s - (1 - alpha) ** 0.5 * unet(s, t, class_labels=label).sample) / alpha**0.5
+    (slope,) = torch.autograd.grad(own.losses((clean + 1) / 2, label)[0].sum(), s)
+    if rule == "rms":
+        slope = slope * (alpha**0.5 * clean.detach()).square().mean() ** 0.5 / slope.square().mean() ** 0.5
+    return 0.3 * slope
+
+
+@pytest.mark.parametrize("rule", ["fixed", "rms"])
+@pytest.mark.parametrize("form", ["shift", "epsilon"])
+def test_guided_ddim_by_hand(unet: nn.Module, form: str, rule: str) -> None:
+    """Image by image and without a scheduler: edits, then at each step the noise that is predicted at the moved sample
+    (``shift``), or the predicted noise moved (``epsilon``); the last step as any other.
+    """
+    noise, labels = start(2)
+    settings = GuidanceSettings(steps=5, edits=2, eta=0.3, form=form, step_rule=rule)
+    own, alphas = guide(0.2), schedule().alphas_cumprod
+    expected = []
+    for s, label in zip(noise[:, None], labels[:, None], strict=True):
+        for _ in range(2):
+            s = s - moved(unet, own, s, 80, label, alphas[80], rule)
+        for t in (80, 60, 40, 20, 0):
+            step = moved(unet, own, s, t, label, alphas[t], rule)
+            with torch.no_grad():
+                if form == "shift":
+                    s = s - step
+                    predicted = unet(s, t, class_labels=label).sample
+                else:
+                    predicted = unet(s, t, class_labels=label).sample + (1 - alphas[t]) ** 0.5 * step
+                clean = (s - (1 - alphas[t]) ** 0.5 * predicted) / alphas[t] ** 0.5
+                before = alphas[t - 20] if t else torch.ones(())
+                s = before**0.5 * clean + (1 - before) ** 0.5 * predicted
+        expected.append(((s + 1) / 2).clamp(0, 1))
+    kept = DDIMScheduler.from_config(schedule().config, clip_sample=False, set_alpha_to_one=True)
+    made = GuidedSampler(Pixels(unet, kept), own, settings)(noise, labels, torch.Generator())
+    torch.testing.assert_close(made, torch.cat(expected), rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("kind", [DDPMScheduler, DPMSolverMultistepScheduler])
+def test_guidance_draws_no_noise_and_takes_no_step_of_the_scheduler(unet: nn.Module, kind: type) -> None:
+    """The scheduler steps once a time step, and draws what it draws without guidance."""
+    noise, labels = start(2)
+    stepped: list[int] = []
+    scheduler = schedule(kind)
+    step = scheduler.step
+
+    def counted(output: Tensor, t: Tensor, *arguments: Any, **more: Any) -> Any:
+        stepped.append(int(t))
+        return step(output, t, *arguments, **more)
+
+    scheduler.step = counted
+    drawn, plainly = torch.Generator().manual_seed(7), torch.Generator().manual_seed(7)
+    everywhere = torch.random.get_rng_state()
+    sampler = GuidedSampler(Pixels(unet, scheduler), guide(), GuidanceSettings(steps=4, edits=2, eta=0.5))
+    made = sampler(noise, labels, drawn)
+    assert stepped == scheduler.timesteps.tolist()
+    assert len(sampler.losses) == 2 + 4
+    free = schedule(kind)
+    free.set_timesteps(4)
+    s = noise
+    with torch.no_grad():
+        for t in free.timesteps:
+            s = free.step(unet(s, t, class_labels=labels).sample, t, s, generator=plainly).prev_sample
+    assert torch.equal(drawn.get_state(), plainly.get_state())
+    assert torch.equal(torch.random.get_rng_state(), everywhere)
+    assert (made - ((s + 1) / 2).clamp(0, 1)).abs().max() > 0.01
+
+
 def test_the_loss_falls(unet: nn.Module) -> None:
     noise, labels = start(4)
     for settings in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from generators.guidance.generator import GuidedGenerator
 from generators.guidance.losses import ClassifierGuide
 from generators.guidance.sampling import GuidanceSettings
 from generators.noise import NoiseGenerator
+from generators.pipelines import dtype_of
 from generators.pool import GeneratorPool, LocalPool
 
 CLASSES, SIZE = 3, 8
@@ -152,6 +154,43 @@ def test_what_never_has_a_finite_gradient_is_sampled_without_guidance(
     assert sampler.report()["unguided"] == 4
     assert sampler.report()["made_again"] == 4 * 4
     assert sampler.report()["blocks"] == sampler.report()["loss_first"] == 0  # of what is finite alone
+
+
+def test_a_guide_is_loaded_once_while_its_jobs_last(
+    trained: tuple[DiffusionGenerator, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[float] = []
+    load = Source.load
+
+    def counted(source: Source, device: torch.device) -> ClassifierGuide:
+        loaded.append(source.sign)
+        return load(source, device)
+
+    monkeypatch.setattr(Source, "load", counted)
+    generator = guided(trained, [Source(Towards, sign) for sign in (1.0, -1.0, 0.5)])
+    jobs = [client * CLASSES + label for client in range(3) for label in (0, 2)]
+    blocks = [Block(0, job, number) for job in jobs for number in (0, 1)]
+    assert len(list(LocalPool(generator, trained[1], "cpu").make(blocks))) == 12
+    assert loaded == [1.0, -1.0, 0.5]
+
+
+def test_bf16_guides_as_fp32_does(trained: tuple[DiffusionGenerator, Path]) -> None:
+    images, generator = {}, copy.copy(trained[0])
+    for generator.precision in ("fp32", "bf16"):
+        sampler = guided((generator, trained[1]), BOTH, eta=0.1, step_rule="rms").load(trained[1], torch.device("cpu"))
+        images[generator.precision] = sampler.sample(Block(0, 2, 0)).astype(int)
+        counted = sampler.report()
+        assert counted["loss_last"] < counted["loss_first"]
+        assert counted["made_again"] == 0
+    assert 0 < np.abs(images["fp32"] - images["bf16"]).mean() < 6
+    assert images["bf16"].mean() > trained[0].load(trained[1], torch.device("cpu")).sample(Block(0, 2, 0)).mean() + 4
+
+
+def test_on_a_gpu_the_guided_path_is_bf16_where_the_recipe_leaves_it_open() -> None:
+    gpu = torch.device("cuda")
+    assert dtype_of("auto", gpu, torch.bfloat16) is torch.bfloat16
+    assert dtype_of("auto", torch.device("cpu"), torch.bfloat16) is torch.float32
+    assert dtype_of("fp32", gpu, torch.bfloat16) is torch.float32
 
 
 def test_actors_make_the_same_images(trained: tuple[DiffusionGenerator, Path], ray_session: None) -> None:
