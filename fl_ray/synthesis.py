@@ -371,10 +371,18 @@ class Synthesis:
         return {
             "key": self.key,
             "real_images": len(self._learned.labels),
+            **self._real_images_by_domain(),
             "train_seconds": self.train_seconds,
             "images_made": self._images,
             "sampling_seconds": self._seconds,
         }
+
+    def _real_images_by_domain(self) -> dict[str, int]:
+        source, part = self.data.source, "none" if self._federated else self.generator.learns_from
+        if source.domains is None or part == "none":
+            return {}
+        counts = np.bincount(source.domains[getattr(self.data, part)], minlength=len(source.domain_names))
+        return {f"real_images_of_{name}": int(count) for name, count in zip(source.domain_names, counts, strict=True)}
 
     def close(self) -> None:
         """End the pool."""

@@ -5,7 +5,7 @@
 
 Reads the finished runs of a comparison; writes guidance.md into its folder. Losses and seconds of images are those of
 the run that made them: rows that share images find them in the cache, and show a dash, or how many runs their numbers
-are of.
+are of. Columns of dashes alone are left out.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ COLUMNS: dict[str, tuple[Callable[[Summary], float], int]] = {
     "final accuracy [%]": (lambda summary: 100 * summary["final_accuracy"], 2),
     "loss, first": (_of("guided_synthesis", "loss_first"), 2),
     "loss, last": (_of("guided_synthesis", "loss_last"), 2),
+    "of it L_CE, first": (_of("guided_synthesis", "cross_entropy_first"), 2),
+    "of it L_CE, last": (_of("guided_synthesis", "cross_entropy_last"), 2),
     "own classifier [%]": (_of("guided_accuracy", "own_classifier", 100), 1),
     "another of the domain [%]": (_of("guided_accuracy", "other_classifiers_of_the_domain", 100), 1),
     "all others [%]": (_of("guided_accuracy", "other_classifiers", 100), 1),
@@ -82,12 +84,14 @@ def main() -> int:
         return 2
     output = Path(sys.argv[1])
     rows, by_label, _ = rows_of_runs(run_folders(output))
-    body = []
-    for row in rows:
-        summaries = [folder.summary() for folder in by_label[row["label"]]]
-        cells = [_text([of(summary) for summary in summaries], digits) for of, digits in COLUMNS.values()]
-        body.append([row["label"], *cells])
-    text = markdown_table(["run", *COLUMNS], body)
+    summaries = {row["label"]: [folder.summary() for folder in by_label[row["label"]]] for row in rows}
+    values = {
+        name: {label: [of(summary) for summary in runs] for label, runs in summaries.items()}
+        for name, (of, _) in COLUMNS.items()
+    }
+    shown = [name for name, found in values.items() if any(np.isfinite(each).any() for each in found.values())]
+    body = [[label, *(_text(values[name][label], COLUMNS[name][1]) for name in shown)] for label in summaries]
+    text = markdown_table(["run", *shown], body)
     (output / "guidance.md").write_text(text, encoding="utf-8")
     print(text)
     return 0

@@ -28,6 +28,7 @@ from fl_ray.methods.server_training import AS_FEDLMG, ServerTraining
 from fl_ray.model import ImageShape, build_module
 from fl_ray.runtime.base import RoundResult
 from generators.base import Generator
+from generators.guidance.generator import LOSSES
 from generators.guidance.losses import Statistics, batch_norms
 from generators.guidance.sampling import GuidanceSettings
 
@@ -182,7 +183,7 @@ class FedLMG(OneShot):
                 images, jobs = guided.images(wanted.ravel(), run.config.seed)
             counted = guided.counted()
             blocks = counted.get("blocks", 0)
-            for name in ("loss_first", "loss_last"):
+            for name in LOSSES:
                 total = counted.pop(name, 0.0)
                 counted |= {name: total / blocks} if blocks else {}  # nothing was guided, or all was made before
             run.notes.setdefault("guided_synthesis", {**guided.report(), **counted})  # of when they were made

@@ -16,8 +16,9 @@ from generators.guidance.losses import ClassifierGuide
 from generators.guidance.sampling import Denoiser, GuidanceSettings, GuidedSampler
 from generators.pipelines import to_pixels
 
-__all__ = ["GuideSource", "GuidedGenerator"]
+__all__ = ["LOSSES", "GuideSource", "GuidedGenerator"]
 
+LOSSES = ("loss_first", "loss_last", "cross_entropy_first", "cross_entropy_last")  # summed over the blocks in a report
 _SCALES = (1.0, 0.5, 0.25, 0.125, 0.0)  # of eta, for an image whose gradient is not finite; at last, none
 _KEPT = 2  # guides on the device: jobs come guide by guide
 
@@ -89,7 +90,7 @@ class _GuidedSampler(Sampler):
     def __init__(self, settings: GuidedGenerator, model: Denoiser, device: torch.device) -> None:
         self.settings, self.model, self.device = settings, model, device
         self._guides: dict[int, ClassifierGuide] = {}
-        self._counts = {"blocks": 0, "loss_first": 0.0, "loss_last": 0.0, "made_again": 0, "unguided": 0}
+        self._counts = {"blocks": 0, **dict.fromkeys(LOSSES, 0.0), "made_again": 0, "unguided": 0}
 
     def sample(self, block: Block) -> np.ndarray:
         client, label = divmod(block.label, self.settings.classes)
@@ -121,11 +122,12 @@ class _GuidedSampler(Sampler):
             sampler = GuidedSampler(self.model, guide, replace(settings, eta=scale * settings.eta))
             found = sampler(noise, labels, torch.Generator().manual_seed(block_seed(block)))
             made = torch.where(missing[:, None, None, None], found, made) if scale < 1 else found
-            ends = sampler.losses[:1] + sampler.losses[-1:]
+            told = (sampler.losses, sampler.cross_entropies)
+            ends = [losses[at] for losses in told for at in (0, -1) if losses]
             if scale == 1 and ends and np.isfinite(ends).all():
                 self._counts["blocks"] += 1
-                self._counts["loss_first"] += ends[0]
-                self._counts["loss_last"] += ends[1]
+                for name, loss in zip(LOSSES, ends, strict=True):
+                    self._counts[name] += loss
             missing = missing & (sampler.broken | ~found.isfinite().flatten(1).all(dim=1))
             if not missing.any():
                 break

@@ -83,6 +83,7 @@ class GuidedSampler:
 
     Attributes:
         losses: the guide's mean loss at each step of the last call, edits first; of images where it is finite.
+        cross_entropies: L_CE's part of these.
         broken: bool [N], images of the last call whose gradient was not finite at some step; that step was left out for
             them.
     """
@@ -90,6 +91,7 @@ class GuidedSampler:
     def __init__(self, model: Denoiser, guide: ClassifierGuide, settings: GuidanceSettings) -> None:
         self.model, self.guide, self.settings = model, guide, settings
         self.losses: list[float] = []
+        self.cross_entropies: list[float] = []
         self.broken = torch.zeros(0, dtype=torch.bool)
         scheduler = model.scheduler
         if settings.recurrence > 1 and getattr(scheduler.config, "solver_order", 1) > 1:
@@ -104,7 +106,8 @@ class GuidedSampler:
             generator: of the noise that the scheduler draws, on the CPU.
         """
         settings, scheduler = self.settings, self.model.scheduler
-        self.losses, self.broken = [], torch.zeros(len(noise), dtype=torch.bool, device=noise.device)
+        self.losses, self.cross_entropies = [], []
+        self.broken = torch.zeros(len(noise), dtype=torch.bool, device=noise.device)
         scheduler.set_timesteps(settings.steps, device=noise.device)
         steps, s = scheduler.timesteps, noise
         blind = min(int((self._alpha_bar(steps) < _SHOWS).sum()), len(steps) - 1)
@@ -153,8 +156,9 @@ class GuidedSampler:
             # Classes alone guide where there are no norms, whatever was asked.
             chosen = whole if with_classes or not self.guide.has_norms else norms
             (gradient,) = torch.autograd.grad(chosen.sum(), s)
-        told = whole.detach()
-        self.losses.append(float(told[told.isfinite()].mean()))
+        told, finite = whole.detach(), whole.isfinite()
+        self.losses.append(float(told[finite].mean()))
+        self.cross_entropies.append(float((told - norms.detach())[finite].mean()))
         return gradient, clean.detach()
 
     def _alpha_bar(self, t: Tensor) -> Tensor:

@@ -108,6 +108,19 @@ def test_accuracy_is_told_by_domain(folders: DataConfig, run_small: Callable) ->
     assert mean == pytest.approx(summary["final_accuracy"])
 
 
+def test_what_the_generator_saw_is_told_by_domain(folders: DataConfig, run_small: Callable) -> None:
+    experiment, summary = run_small(
+        data={"name": "image_folder", "root": folders.root, "path": "set", "image_size": 4, "clients": 2,
+              "partition": {"name": "domain"}, "public_fraction": 0.5, "public_domains": ["night"]},
+        method={"name": "prompts_only", "images_per_class": 2, "server_epochs": 1},
+        generator={"name": "tests.generators.own:FlatGenerator"},
+        model__name="mlp", clients_per_round=2, rounds=1,
+    )  # fmt: skip
+    made = summary["synthesis"]
+    assert made["real_images"] == len(experiment.data.public) > 0
+    assert (made["real_images_of_day"], made["real_images_of_night"]) == (0, made["real_images"])
+
+
 def test_real_digit_domains(real_data: Path) -> None:
     data = digit_domains(real_data, False, per_domain=300, test_per_domain=100, shift_domain="usps", shift="invert",
                          shift_level=1.0)  # fmt: skip

@@ -17,6 +17,11 @@ from tests.fl_ray.test_one_shot import GUIDED
 SCRIPT = Path(__file__).parents[2] / "experiments" / "fedlmg" / "guidance_table.py"
 
 
+def crossed_of(folder: Path) -> list[float]:
+    files = [folder / "out" / "runs" / "FedLMG" / f"seed{seed}" / "summary.json" for seed in (0, 1)]
+    return [json.loads(file.read_text())["guided_synthesis"]["cross_entropy_last"] for file in files]
+
+
 def test_the_table(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     guided = {name.replace("__", "."): value for name, value in GUIDED.items() if name != "with_generator"}
     recipe = small_recipe() | {"generator": {"name": "diffusion", "widths": [8], "train_steps": 3, "steps": 2}}
@@ -52,6 +57,10 @@ def test_the_table(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     public = [100 * json.loads(file.read_text())["final_accuracy"] for file in files]
     assert rows["public only"]["final accuracy [%]"] == f"{np.mean(public):.2f} ± {np.std(public, ddof=1):.2f}"
     assert rows["FedLMG"]["loss, first"] == f"{summaries['FedLMG']['guided_synthesis']['loss_first']:.2f} (1 of 2)"
+    crossed = summaries["FedLMG"]["guided_synthesis"]["cross_entropy_last"]
+    assert rows["FedLMG"]["of it L_CE, last"].split()[0] == f"{np.mean(crossed_of(tmp_path)):.2f}"
+    assert 0 < crossed < summaries["FedLMG"]["guided_synthesis"]["loss_last"]
+    assert "another of the domain [%]" not in columns  # the digits have no domains
     assert "of 2" not in rows["FedLMG"]["own classifier [%]"]
     assert rows["public only"]["clients' training [s]"] == rows["public only"]["loss, first"] == "–"
     assert rows["FedAvg"]["clients' training [s]"] != "–"

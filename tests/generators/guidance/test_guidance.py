@@ -129,6 +129,9 @@ def test_editing_by_norms_alone_falls_back_on_classes_where_there_are_no_norms(u
         t = sampler.model.scheduler.timesteps[0]
         found[kind] = [sampler.gradient(noise, t, labels, with_classes=every)[0] for every in (True, False)]
         assert sampler.losses[0] == pytest.approx(sampler.losses[1])  # the whole loss is told in both
+        whole, distance = own.losses(sampler.model.decode(sampler.gradient(noise, t, labels)[1]), labels)
+        assert sampler.losses[0] == pytest.approx(float(whole.mean()), rel=1e-4)
+        assert sampler.cross_entropies[0] == pytest.approx(float((whole - distance).mean()), rel=1e-4)
     assert not torch.allclose(*found["with"])
     assert torch.equal(*found["without"])
 
@@ -285,6 +288,7 @@ def test_the_loss_falls(unet: nn.Module) -> None:
         turns = settings.edits + settings.steps * settings.recurrence
         assert len(sampler.losses) == turns
         assert sampler.losses[-1] < sampler.losses[0]
+        assert sampler.cross_entropies[-1] < sampler.cross_entropies[0]
 
 
 def test_at_pure_noise_nothing_is_guided_or_edited(unet: nn.Module) -> None:
