@@ -298,19 +298,21 @@ def _parameters(target: Callable[..., Any]) -> set[str]:
     return set(inspect.signature(target).parameters)
 
 
-_ONE_SHOT_ALONE = (
-    "client_models is for the one-shot methods fedlmg, feddf, dense and ensemble; in others all clients train the "
-    "recipe's model, and those that average can't average different ones; leave it out"
-)
+# What is said of a setting that some components have and others must do without.
+_ELSEWHERE = {
+    ("method", "client_models"): (
+        "client_models is for the one-shot methods fedlmg, feddf, dense and ensemble; in others all clients train the "
+        "recipe's model, and those that average can't average different ones; leave it out"
+    )
+}
 
 
 def _refuse_unknown(label: str, values: Collection[str], known: Iterable[str]) -> None:
     known = list(known)
     for key in values:
-        if key not in known and (label, key) == ("method", "client_models"):
-            raise SettingError(f"method: {_ONE_SHOT_ALONE}")
         if key not in known:
-            raise SettingError(f"{label}: unknown setting {str(key)!r}.{nearest(str(key), known)}")
+            unknown = f"unknown setting {str(key)!r}.{nearest(str(key), known)}"
+            raise SettingError(f"{label}: {_ELSEWHERE.get((label, key), unknown)}")
 
 
 def _plain(label: str, kind: type, values: dict[str, Any]) -> Any:

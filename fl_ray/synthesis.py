@@ -30,7 +30,7 @@ from fl_ray.progress import Progress
 from fl_ray.recipes import build
 from fl_ray.registry import code_hash
 from fl_ray.run_folder import environment
-from generators.base import Block, Generator, TrainingImages, settings_digest
+from generators.base import Block, Generator, RealImages, TrainingImages, settings_digest
 from generators.cache import BlockCache, stored_folder
 
 if TYPE_CHECKING:
@@ -98,8 +98,8 @@ class Synthesis:
         self._images = 0
         self._seconds = 0.0
         self._federated = federated if self.generator.federated() is not None else None
-        images, labels = data.server_part("none" if self._federated else self.generator.learns_from)
-        if self.generator.learns_from != "none" and not self._federated:
+        images, labels = data.server_part(self._learns_from)
+        if self._learns_from != "none":
             self._check_classes(labels)
         source = self._federated.digest() if self._federated else digest(images, labels)
         self._learned = TrainingImages(images, labels, data.source.classes, source)
@@ -120,6 +120,11 @@ class Synthesis:
         }
         self._versions = made["packages"]
         self._sample_with(self.generator)
+
+    @property
+    def _learns_from(self) -> RealImages:
+        """Which of the server's images the generator is trained on."""
+        return "none" if self._federated else self.generator.learns_from
 
     def _sample_with(self, generator: Generator) -> None:
         """Make images with this one from now on, kept apart from others'."""
@@ -378,10 +383,10 @@ class Synthesis:
         }
 
     def _real_images_by_domain(self) -> dict[str, int]:
-        source, part = self.data.source, "none" if self._federated else self.generator.learns_from
-        if source.domains is None or part == "none":
+        source = self.data.source
+        if source.domains is None or self._learns_from == "none":
             return {}
-        counts = np.bincount(source.domains[getattr(self.data, part)], minlength=len(source.domain_names))
+        counts = np.bincount(source.domains[getattr(self.data, self._learns_from)], minlength=len(source.domain_names))
         return {f"real_images_of_{name}": int(count) for name, count in zip(source.domain_names, counts, strict=True)}
 
     def close(self) -> None:
