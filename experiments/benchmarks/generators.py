@@ -37,13 +37,14 @@ SIZE, CHANNELS, CLASSES = 32, 3, 10
 def plain_loop(folder: Path, settings: dict[str, Any], device: str, pipe: Any) -> None:
     """Make as many batches as the pipe asks for, with the pipeline alone; answer with the seconds."""
     import torch
-    from diffusers import DDIMScheduler
 
     from generators.diffusion import ClassConditionalPipeline
+    from generators.pipelines import swap_scheduler
 
     torch.set_num_threads(1)
     pipeline = ClassConditionalPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.scheduler = pipeline.schedule(pipeline.scheduler)
+    swap_scheduler(pipeline, "ddim")
     pipeline = pipeline.to(device)
     labels, noise = torch.zeros(settings["block_size"], dtype=torch.long), torch.Generator().manual_seed(0)
     while (batches := pipe.recv()) is not None:
@@ -100,7 +101,8 @@ class Pool:
     def __init__(self, generator: Any, folder: Path, actors: int, gpus: float) -> None:
         from generators.pool import GeneratorPool
 
-        self.pool = GeneratorPool(generator, folder, actors, cpus=0, gpus=gpus, threads=1, timeout_s=180)
+        device = "cuda" if gpus else "cpu"
+        self.pool = GeneratorPool(generator, folder, actors, 0, gpus, threads=1, timeout_s=180, device=device)
         self.asked = 0
 
     def _blocks(self, count: int) -> Iterator[Any]:
