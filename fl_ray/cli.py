@@ -57,6 +57,7 @@ _OWN = {  # options of one command alone: --round elsewhere means --rounds
     "learning-curve": ("--amounts",),
     "energy-check": ("--threads", "--batch_sizes", "--samples", "--repeats"),
     "generate": ("--per_class", "--sampling_seed"),
+    "report": ("--baseline",),
 }
 _FLAGS = ("--debug", "--print_config")  # taken anywhere; jsonargparse keeps the name of the second for itself
 
@@ -91,7 +92,7 @@ def _parser() -> Any:
         type=str,
         default=None,
         metavar="LABEL",
-        help="what the others are held against; default: the label whose first run began first",
+        help="what the others are held against; default: the first label",
     )
     tune = command("tune", "search a recipe's settings: a study of many trials", _SETTINGS)
     tune.add_argument("study", nargs="?", type=str, help="YAML file")
@@ -149,6 +150,7 @@ def _parser() -> Any:
         "folders", nargs="+", type=str, metavar="DIR", help="a run, comparison or study, or several runs"
     )
     report.add_argument("--output", type=str, default=None, metavar="DIR", help="for several runs: where it goes")
+    report.add_argument("--baseline", type=str, default=None, metavar="LABEL", help="default: the first label")
     ui = command("ui", "MLflow's page for the tracking store, on this machine alone")
     ui.add_argument("--port", type=int, default=5000, metavar="N", help="default: 5000")
     submit = command("submit", "run a recipe or a study as a job of a Ray cluster", _SETTINGS)

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
-from scipy import stats
 
 from fl_ray.errors import OutputError, SettingError
 from fl_ray.registry import nearest
 from fl_ray.tracking_store import find_experiment
 
-__all__ = ["StoredRun", "compare_pairs", "confidence_interval", "runs_of_experiment", "series_of"]
+__all__ = ["StoredRun", "runs_of_experiment", "series_of"]
 
 _PAGE = 500
 _CURVES = ("test_accuracy", "virtual_time_s", "energy_j")
@@ -89,27 +83,3 @@ def series_of(uri: str, run_id: str) -> list[dict[str, float]]:
             row = rows.setdefault(metric.step, {"round": metric.step, **dict.fromkeys(_CURVES, math.nan)})
             row[name] = metric.value
     return [rows[step] for step in sorted(rows)]
-
-
-def confidence_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Mean and half width of Student's interval; the half width is NaN for a single value."""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return mean, math.nan
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    return mean, float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * error
-
-
-def compare_pairs(own: Mapping[int, float], other: Mapping[int, float]) -> dict[str, Any]:
-    """The difference own - other over the seeds that both have: mean, half width of its 95 % interval, and p.
-
-    p is that of the two-sided paired t-test. It is None for fewer than three pairs, and where all differ by the same.
-    """
-    seeds = sorted(set(own) & set(other))
-    differences = np.array([own[seed] - other[seed] for seed in seeds])
-    if len(seeds) == 0:
-        return {"pairs": 0, "difference": None, "half_width": None, "p": None}
-    mean, half = confidence_interval(differences.tolist())
-    tested = len(seeds) >= 3 and differences.std() > 0
-    p = float(stats.ttest_1samp(differences, 0.0).pvalue) if tested else None
-    return {"pairs": len(seeds), "difference": mean, "half_width": None if math.isnan(half) else half, "p": p}

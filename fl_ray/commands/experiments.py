@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fl_ray.commands.output import default_output, print_config, print_configs, print_table
-from fl_ray.commands.reports import report_comparison, run_folders
+from fl_ray.commands.reports import check_baseline, report_comparison, run_folders
 from fl_ray.errors import OutputError, SettingError
 
 if TYPE_CHECKING:
@@ -88,9 +88,10 @@ def compare(options: Any, overrides: dict[str, Any]) -> int:
         from fl_ray.commands.store import compare_store
 
         return compare_store(options, overrides)
-    if options.filter is not None or options.baseline is not None:
-        raise SettingError("--filter and --baseline go with --mlflow EXPERIMENT")
+    if options.filter is not None:
+        raise SettingError("--filter goes with --mlflow EXPERIMENT")
     comparison = plan_comparison([load_recipe(path) for path in options.recipes], overrides, options.seeds)
+    check_baseline(options.baseline, comparison.configs)
     if options.print_config:
         print_configs(comparison.configs)
         return 0
@@ -103,7 +104,7 @@ def compare(options: Any, overrides: dict[str, Any]) -> int:
         except KeyboardInterrupt:
             print(f"fl-ray: go on with the same command and --output {wanted}", file=sys.stderr)
             raise
-        return report_comparison(output, run_folders(output), str(wanted))
+        return report_comparison(output, run_folders(output), str(wanted), options.baseline)
 
 
 def replay(options: Any, overrides: dict[str, Any]) -> int:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fl_ray.commands.output import default_output, print_table
-from fl_ray.errors import OutputError
+from fl_ray.errors import OutputError, SettingError
 
 if TYPE_CHECKING:
     from fl_ray.run_folder import RunFolder
 
-__all__ = ["report", "report_comparison", "run_folders"]
+__all__ = ["check_baseline", "report", "report_comparison", "run_folders"]
 
 
 def report(options: Any, overrides: dict[str, Any]) -> int:
@@ -23,15 +24,25 @@ def report(options: Any, overrides: dict[str, Any]) -> int:
     if len(paths) == 1 and (paths[0] / "study.yaml").exists():
         return _report_study(paths[0])
     folders = [folder for path in paths for folder in run_folders(path)]
+    check_baseline(options.baseline, [(folder.summary() or {}).get("label", "") for folder in folders])
     for folder in folders:
         run_report(folder)
     if len(folders) == 1 and folders[0].path == paths[0]:
         print(f"report: {folders[0] / 'report.html'}")
         return 0
     if len(paths) == 1:
-        return report_comparison(paths[0], folders)
+        return report_comparison(paths[0], folders, baseline=options.baseline)
     output = new_folder(Path(options.output)) if options.output else new_folder(default_output("report"))
-    return report_comparison(output, folders)
+    return report_comparison(output, folders, baseline=options.baseline)
+
+
+def check_baseline(label: str | None, labels: Iterable[str]) -> None:
+    """Refuse a ``--baseline`` that no run has as its label; None is none."""
+    from fl_ray.registry import nearest
+
+    known = sorted(set(labels))
+    if label is not None and label not in known:
+        raise SettingError(f"--baseline {label}: no run has this label.{nearest(label, known)}")
 
 
 def _report_study(output: Path) -> int:
@@ -61,11 +72,13 @@ def run_folders(path: Path) -> list[RunFolder]:
     return found
 
 
-def report_comparison(output: Path, folders: list[RunFolder], shown: str | None = None) -> int:
+def report_comparison(
+    output: Path, folders: list[RunFolder], shown: str | None = None, baseline: str | None = None
+) -> int:
     """Write a comparison's table and report into ``output``, and say where they are for the user, in ``shown``."""
     from fl_ray.report.comparison_report import LEGEND, comparison_report
 
-    columns, rows = comparison_report(output, folders)
+    columns, rows = comparison_report(output, folders, baseline)
     print_table(columns, rows)
     print(LEGEND)
     place = (shown or str(output)).rstrip("/")

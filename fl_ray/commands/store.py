@@ -28,7 +28,7 @@ def _uri(overrides: Mapping[str, Any], command: str) -> str:
 
 def compare_store(options: Any, overrides: Mapping[str, Any]) -> int:
     """A comparison's table and figures from the tracking store alone."""
-    from fl_ray.registry import nearest
+    from fl_ray.commands.reports import check_baseline
     from fl_ray.report.store_report import store_report
     from fl_ray.run_folder import new_folder
     from fl_ray.store_comparison import runs_of_experiment
@@ -39,8 +39,7 @@ def compare_store(options: Any, overrides: Mapping[str, Any]) -> int:
         raise SettingError(f"tracking.uri {uri}: there is no such file; give --tracking.uri")
     runs, older = runs_of_experiment(uri, options.mlflow, options.filter or "")
     labels = sorted({run.label for run in runs})
-    if options.baseline is not None and options.baseline not in labels:
-        raise SettingError(f"--baseline {options.baseline}: no run has this label.{nearest(options.baseline, labels)}")
+    check_baseline(options.baseline, labels)
     output = new_folder(Path(options.output) if options.output else default_output(options.mlflow))
     table = store_report(uri, options.mlflow, runs, older, options.baseline, output)
     print_table(*table, f"{options.mlflow}, from the tracking store")

@@ -8,16 +8,22 @@ from typing import Any
 
 from fl_ray.comparison import rows_of_runs, write_comparison_csv
 from fl_ray.errors import OutputError
+from fl_ray.pairs import compare_pairs, p_text
 from fl_ray.report import page as html
 from fl_ray.report.figures import accuracy_figure, save_svg
 from fl_ray.report.run_report import clients_section, partition_section, samples_section
 from fl_ray.run_folder import RunFolder
 from fl_ray.summary import CLIENT_RESULTS, DOMAIN, METHOD_RESULTS, spread_text, target_key
 
-__all__ = ["LEGEND", "comparison_report", "comparison_table", "markdown_table"]
+__all__ = ["LEGEND", "comparison_report", "comparison_table", "difference_table", "markdown_table"]
 
 Table = tuple[list[str], list[list[str]]]
 LEGEND = "Mean ± standard deviation over seeds; means of rounds are over the seeds that reached the target."
+_PAIRED = {"final_accuracy": "final accuracy", "best_accuracy": "best"}
+_PAIRED_LEGEND = (
+    "Differences over the seeds that both have: mean ± half width of Student's 95 % interval; p: two-sided paired "
+    "t-test, from three pairs on, not corrected for several comparisons."
+)
 
 
 def comparison_table(rows: Sequence[dict[str, Any]], targets: Sequence[float], brief: bool = False) -> Table:
@@ -58,9 +64,39 @@ def comparison_table(rows: Sequence[dict[str, Any]], targets: Sequence[float], b
     return columns, cells
 
 
-def comparison_report(output: Path, folders: Sequence[RunFolder]) -> Table:
-    """Write comparison.csv, comparison.md, figures/accuracy.svg and report.html into ``output``; the brief
-    table.
+def difference_table(by_label: dict[str, list[RunFolder]], baseline: str | None = None) -> Table | None:
+    """How far each row is from the baseline (default: the first), seed by seed: seeds differ in partition and draws, so
+    that rows can be told apart where their spreads overlap. None where no row has two seeds of the baseline's.
+    """
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    for label, members in by_label.items():
+        summaries = [folder.summary() for folder in members]
+        found[label] = {
+            name: {each["seed"]: each[name] for each in summaries if each[name] is not None} for name in _PAIRED
+        }
+    baseline = next(iter(found)) if baseline is None else baseline
+    columns = ["run", "pairs"]
+    for title in _PAIRED.values():
+        columns += [f"{title}, less that of {baseline} [points]", "p"]
+    cells = []
+    for label in found:
+        pairs = [compare_pairs(found[label][name], found[baseline][name]) for name in _PAIRED]
+        if label == baseline or pairs[0]["pairs"] < 2:
+            continue
+        line = [label, str(pairs[0]["pairs"])]
+        for pair in pairs:
+            line.append(f"{100 * pair['difference']:+.2f} ± {100 * pair['half_width']:.2f}")
+            line.append(p_text(pair["p"]))
+        cells.append(line)
+    return (columns, cells) if cells else None
+
+
+def comparison_report(output: Path, folders: Sequence[RunFolder], baseline: str | None = None) -> Table:
+    """Write comparison.csv, comparison.md (with the differences by seed), figures/accuracy.svg and report.html into
+    ``output``; the brief table.
+
+    Args:
+        baseline: the label that the others are held against; default: the first.
 
     Raises:
         OutputError: no folder holds a finished run.
@@ -70,7 +106,11 @@ def comparison_report(output: Path, folders: Sequence[RunFolder]) -> Table:
         raise OutputError(f"{', '.join(str(folder.path) for folder in folders)}: no finished run to report on")
     write_comparison_csv(rows, output / "comparison.csv")
     brief = comparison_table(rows, targets, brief=True)
-    (output / "comparison.md").write_text(f"{markdown_table(*brief)}\n{LEGEND}\n", encoding="utf-8")
+    differences = difference_table(by_label, baseline)
+    text = f"{markdown_table(*brief)}\n{LEGEND}\n"
+    if differences is not None:
+        text += f"\n{markdown_table(*differences)}\n{_PAIRED_LEGEND}\n"
+    (output / "comparison.md").write_text(text, encoding="utf-8")
     columns, cells = comparison_table(rows, targets)
     histories = {label: [folder.history() for folder in members] for label, members in by_label.items()}
     curves = save_svg(output, "accuracy", accuracy_figure(histories, targets))
@@ -85,6 +125,9 @@ def comparison_report(output: Path, folders: Sequence[RunFolder]) -> Table:
     )
     sections = [
         html.section("Results", html.table(columns, cells), f'<p class="note">{note}</p>'),
+        html.section("Seed by seed", html.table(*differences), f'<p class="note">{_PAIRED_LEGEND}</p>')
+        if differences is not None
+        else "",
         html.section(
             "Accuracy", html.figure(curves, "Test accuracy; shaded: one standard deviation. Dashed: the targets.")
         ),

@@ -10,10 +10,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fl_ray.comparison import write_comparison_csv
+from fl_ray.pairs import compare_pairs, confidence_interval, p_text
 from fl_ray.report import page as html
 from fl_ray.report.comparison_report import Table, markdown_table
 from fl_ray.report.figures import accuracy_figure, new_figure, save_svg
-from fl_ray.store_comparison import StoredRun, compare_pairs, confidence_interval, series_of
+from fl_ray.store_comparison import StoredRun, series_of
 
 __all__ = ["store_report"]
 
@@ -78,7 +79,7 @@ def _table(rows: Sequence[dict[str, Any]], baseline: str) -> Table:
     for row in rows:
         line = [row["label"], str(row["runs"]), _percent(row["final_accuracy"], row["final_accuracy_half_width"])]
         line.append("–" if row.get("difference") is None else _percent(row["difference"], row["half_width"]))
-        line.append("–" if row.get("p") is None else f"{row['p']:.3f}")
+        line.append(p_text(row.get("p")))
         line += [f"{row[name]:,.1f}" for name in ("virtual_time_s", "energy_j")]
         cells.append(line)
     return columns, cells

@@ -119,6 +119,21 @@ def test_compare_resumes_run_by_run(recipe: Path, tmp_path: Path, call: Call) ->
     assert "http://" not in report.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     )
+    ended = [
+        [
+            json.loads((tmp_path / "cmp" / "runs" / label / f"seed{seed}" / "summary.json").read_text())
+            for seed in (0, 1)
+        ]
+        for label in ("FedAvg", "central")
+    ]
+    apart = [100 * (own["final_accuracy"] - base["final_accuracy"]) for base, own in zip(*ended, strict=True)]
+    mean, half = sum(apart) / 2, 12.706 * abs(apart[0] - apart[1]) / 2  # t of one degree of freedom, sd / sqrt(2)
+    _, pairs = (tmp_path / "cmp" / "comparison.md").read_text().split("less that of FedAvg", 1)
+    line = next(line for line in pairs.splitlines() if line.startswith("| central | 2 |"))
+    shown, shown_half = line.split("|")[3].split("±")
+    assert float(shown) == pytest.approx(mean, abs=0.006)
+    assert float(shown_half) == pytest.approx(half, abs=0.02)
+    assert "Seed by seed" in report
     kept = tmp_path / "cmp" / "runs" / "FedAvg" / "seed0" / "summary.json"
     before = kept.stat().st_mtime_ns
     (tmp_path / "cmp" / "runs" / "central" / "seed1" / "summary.json").unlink()

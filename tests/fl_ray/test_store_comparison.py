@@ -11,7 +11,8 @@ import yaml
 from scipy import stats
 
 from fl_ray.errors import OutputError, SettingError
-from fl_ray.store_comparison import compare_pairs, confidence_interval, runs_of_experiment, series_of
+from fl_ray.pairs import compare_pairs, confidence_interval
+from fl_ray.store_comparison import runs_of_experiment, series_of
 from tests.conftest import Call, small_recipe
 from tests.serving import free_port, mlflow_page
 
@@ -112,7 +113,7 @@ def test_the_newest_run_of_a_label_and_seed_counts(tmp_path: Path, call: Call) -
 def test_what_does_not_go_together_is_refused(tmp_path: Path, call: Call) -> None:
     for words, said in (
         (["compare"], "takes recipes, or --mlflow"),
-        (["compare", "a.yaml", "--filter", "x"], "go with --mlflow"),
+        (["compare", "a.yaml", "--filter", "x"], "goes with --mlflow"),
         (["compare", "--mlflow", "stored", "--rounds", "3"], "leave --rounds out"),
         (["compare", "--mlflow", "stored"], "no such file"),
         (["compare", "--mlflow", "stored", "--tracking.uri", "http://127.0.0.1:9"], "no server answers"),
