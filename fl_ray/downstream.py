@@ -49,9 +49,10 @@ def gains_of_runs(
         where: what names the folders in messages.
 
     Returns:
-        Columns as of a comparison; ``gain`` (final accuracy less FedAvg's) and ``rounds_saved_to_T`` (FedAvg's rounds
-        less the label's, over seeds in which both reached T), each ``_mean`` and ``_std``; and ``group``: labels that
-        differ in nothing but their generators have the same.
+        Columns as of a comparison; ``gain`` (final accuracy less FedAvg's), ``best_gain`` (of the best round of each:
+        under skew FedAvg's accuracy swings from round to round, and whatever damps that gains in the last one) and
+        ``rounds_saved_to_T`` (FedAvg's rounds less the label's, over seeds in which both reached T), each ``_mean`` and
+        ``_std``; and ``group``: labels that differ in nothing but their generators have the same.
 
     Raises:
         OutputError: runs of a label or of FedAvg are missing, or were made with other settings.
@@ -112,7 +113,10 @@ def _gains(
     own: Mapping[int, dict[str, Any]], plain: Mapping[int, dict[str, Any]], targets: Sequence[float]
 ) -> dict[str, float | None]:
     pairs = [(own[seed], plain[seed]) for seed in own]
-    gains = {"gain": [a["final_accuracy"] - b["final_accuracy"] for a, b in pairs]}
+    gains = {
+        name: [a[of] - b[of] for a, b in pairs]
+        for name, of in (("gain", "final_accuracy"), ("best_gain", "best_accuracy"))
+    }
     for key in map(target_key, targets):
         both = [(a["targets"][key], b["targets"][key]) for a, b in pairs if a["targets"][key] and b["targets"][key]]
         gains[f"rounds_saved_to_{key}"] = [b["rounds"] - a["rounds"] for a, b in both]
@@ -129,7 +133,7 @@ def rank_correlations(rows: Sequence[Mapping[str, Any]], targets: Sequence[float
         Rows of ``group``, ``measure``, ``gain`` (its column), ``levels`` (labels that have both) and ``spearman``: None
         where there are fewer than three levels, or one side is the same for all.
     """
-    gains = ["gain_mean", *(f"rounds_saved_to_{target_key(target)}_mean" for target in targets)]
+    gains = ["gain_mean", "best_gain_mean", *(f"rounds_saved_to_{target_key(target)}_mean" for target in targets)]
     found = []
     for group in sorted({row["group"] for row in rows if row["group"] is not None}):
         members = [row for row in rows if row["group"] == group]
