@@ -63,7 +63,8 @@ def recipe_synthesis(
     clients = ClientsTrainGenerator(config, spec, data, runtime, progress) if spec is not None else None
     on_ray = config.runtime.backend == "ray"
     store = open_store(config, progress.message)
-    return Synthesis(config.generator, data, progress, on_ray, config.runtime.threads, clients, store, device)
+    threads = config.runtime.threads
+    return Synthesis(config.generator, data, progress, on_ray, threads, clients, store, device, runtime.wait)
 
 
 @dataclass

@@ -2,7 +2,8 @@
 
 What is kept is found by all that decides it, but for the versions of the libraries: an update of torch changes the last
 bits of new images, and would otherwise throw away hours of training and sampling. Every file of images names the
-versions that made it (``generators.cache``), so that a difference can be traced.
+versions that made it (``generators.cache``), so that a difference can be traced, and the hash of the weights: images of
+weights that were trained anew, and came out with other bits, are never mixed with those of before.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import copy
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from fl_ray.recipes import build
 from fl_ray.registry import code_hash
 from fl_ray.run_folder import environment
 from generators.base import Block, Generator, RealImages, TrainingImages, settings_digest
-from generators.cache import BlockCache, stored_folder
+from generators.cache import BlockCache, folder_digest, stored_folder
 
 if TYPE_CHECKING:
     from generators.guidance.generator import GuideSource
@@ -39,8 +40,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TRAINED_FILE", "FederatedGenerator", "Synthesis", "cache_root"]
 
-TRAINED_FILE = "trained.json"  # beside the weights: what their training took
-FORMAT = 4  # of the cache; raised when the code that makes weights or images changes what it makes
+TRAINED_FILE = "trained.json"  # beside the weights: their hash, and what their training took
+FORMAT = 5  # of the cache; raised when the code that makes weights or images changes what it makes
 
 
 def cache_root(config: GeneratorConfig | None) -> Path:
@@ -67,13 +68,14 @@ class Synthesis:
 
     Args:
         on_ray: sample in a pool of Ray actors; otherwise in this process.
-        device: on which images are made: ``cuda`` or ``cpu``; default: CUDA where it is, but for actors without GPUs.
+        device: on which images are made: ``cuda`` or ``cpu``; default: CUDA where it is (for actors with a share of a
+            GPU: here, or on a node of the cluster), else the CPU.
+        wait: until Ray answers; default: it does.
         federated: lets clients train a generator whose settings ask for that.
         store: where trained generators are looked for before they are trained, and put afterwards.
 
     Attributes:
         train_seconds: of this run alone; 0 where the generator was there.
-        sampled_on: the device on which images are made.
         unpublished: what kept the generator from the store.
     """
 
@@ -87,6 +89,7 @@ class Synthesis:
         federated: FederatedGenerator | None = None,
         store: ModelStore | None = None,
         device: str | None = None,
+        wait: Callable[[], None] | None = None,
     ) -> None:
         self.generator: Generator = build("generator", Component(config.name, config.settings))
         self.config, self.data, self.progress = config, data, progress
@@ -104,7 +107,8 @@ class Synthesis:
         source = self._federated.digest() if self._federated else digest(images, labels)
         self._learned = TrainingImages(images, labels, data.source.classes, source)
         here = "cuda" if torch.cuda.is_available() else "cpu"
-        self.sampled_on = device or (here if config.pool.gpus > 0 or not on_ray else "cpu")
+        self._device, self._weights_hash = device, ""
+        self._wait = wait or (lambda: None)
         with self._as_setting_error():
             training = self.generator.training_settings()
         own = code_hash("generator", config.name)
@@ -131,10 +135,34 @@ class Synthesis:
         self.generator = generator
         self._caches: dict[int, BlockCache] = {}
         with self._as_setting_error():
-            self.sampling_key = self._sampling_key(generator.sampling_settings())
+            self._settings = generator.sampling_settings()
+
+    @property
+    def sampled_on(self) -> str:
+        """The device on which images are made. Of actors with a share of a GPU it is known when Ray answers."""
+        if self._device is None:
+            here = "cuda" if torch.cuda.is_available() else "cpu"
+            if self.on_ray and self.config.pool.gpus == 0:
+                here = "cpu"
+            elif self.on_ray and here == "cpu":
+                import ray
+
+                # The driver's node need not have one. Ray names the kind of those that it finds, not of GPUs that it
+                # was only told of.
+                self._wait()
+                found = any(name.startswith("accelerator_type:") for name in ray.cluster_resources())
+                here = "cuda" if found else "cpu"
+            self._device = here
+        return self._device
+
+    @property
+    def sampling_key(self) -> str:
+        """What fixes the images, given the trained generator."""
+        return self._sampling_key(self._settings)
 
     def _sampling_key(self, settings: dict[str, Any]) -> str:
-        return settings_digest(settings, self.sampled_on, *self._code)[:16]
+        threads = self.threads if self.sampled_on == "cpu" else None  # an image's last bits depend on them
+        return settings_digest(settings, self.sampled_on, threads, *self._code)[:16]
 
     def _cache_of(self, label: int) -> BlockCache:
         """Where the images of a class are kept: by what decides these, and nothing else."""
@@ -142,11 +170,11 @@ class Synthesis:
         if part not in self._caches:
             settings = self.generator.settings_of(part)
             key = self._sampling_key(settings)
-            sampling = {"settings": settings, "device": self.sampled_on, "key": key}
+            sampling = {"settings": settings, "device": self.sampled_on, "threads": self.threads, "key": key}
             size, folder = self.generator.block_size, self._home / f"images-{key}"
-            made = BlockCache(
-                folder, size, {**self._manifest, "sampling": sampling}, self._versions, self.progress.message
-            )
+            manifest = {**self._manifest, "sampling": sampling}
+            self.prepare()
+            made = BlockCache(folder, size, manifest, self._weights_hash, self._versions, self.progress.message)
             self._caches[part] = made
         return self._caches[part]
 
@@ -203,16 +231,33 @@ class Synthesis:
             if brought:
                 return
             self._train(draft)
-            (draft / TRAINED_FILE).write_text(json.dumps({"seconds": time.perf_counter() - start}), encoding="utf-8")
+            noted = {"seconds": time.perf_counter() - start, "sha256": folder_digest(draft, TRAINED_FILE)}
+            (draft / TRAINED_FILE).write_text(json.dumps(noted), encoding="utf-8")
 
         with self._as_setting_error():
             trained = stored_folder(folder, write) and not brought
         if trained:
             self.train_seconds = time.perf_counter() - start
             self.progress.message(f"generator ready after {self.train_seconds:.0f} s, kept in {folder}")
+        if not self._weights_hash:
+            self._weights_hash = self._checked(folder)
         if self._store is not None and not brought and not self._published:
             self._publish(self._store, folder, again=trained)
         return folder
+
+    def _checked(self, folder: Path) -> str:
+        """The hash of the weights, which are as they were written."""
+        found, noted = folder_digest(folder, TRAINED_FILE), self._noted(folder)["sha256"]
+        if found != noted:
+            raise SettingError(
+                f"generator {self.config.name}: its weights in {folder} are damaged (SHA-256 {found[:12]}, but "
+                f"{noted[:12]} was written); remove that folder to have it trained again"
+            )
+        return found
+
+    @staticmethod
+    def _noted(folder: Path) -> dict[str, Any]:
+        return json.loads((folder / TRAINED_FILE).read_text(encoding="utf-8"))
 
     def _publish(self, store: ModelStore, folder: Path, again: bool) -> None:
         """Put the generator into the store. Where that fails the run goes on: it has what it needs."""
@@ -235,10 +280,9 @@ class Synthesis:
             lambda step, steps, loss: self.progress.steps("pre-training", step, steps, f"loss {loss:.3f}"),
         )
 
-    def training_seconds(self) -> float | None:
-        """What the training took when the generator was made, less legs that were cut; None where nobody noted it."""
-        noted = self.prepare() / TRAINED_FILE
-        return json.loads(noted.read_text(encoding="utf-8"))["seconds"] if noted.exists() else None
+    def training_seconds(self) -> float:
+        """What the training took when the generator was made, less legs that were cut."""
+        return self._noted(self.prepare())["seconds"]
 
     def spent(self) -> Ledger:
         """What clients have spent on training the generator; nothing where the server did that."""
@@ -310,7 +354,10 @@ class Synthesis:
     def _fitting(self, images: np.ndarray) -> np.ndarray:
         shape = self.data.images.shape[1:]
         if images.shape[1:] != shape:
-            raise self._refused(f"makes images {images.shape[1:]}, but the data are {shape}")
+            raise self._refused(
+                f"it makes images of channels, height and width {images.shape[1:]}, but the data "
+                f"have {shape}; its sampler has to convert them"
+            )
         return images
 
     def _make(self, blocks: Iterable[Block], total: int) -> Iterator[tuple[Block, np.ndarray]]:
@@ -319,11 +366,13 @@ class Synthesis:
         with self._as_setting_error():
             try:
                 pool, waited = self._start_pool(), time.perf_counter()
+                made = 0
                 for number, (block, images) in enumerate(pool.make(blocks), 1):
                     self._cache_of(block.label).put(block, self._fitting(images))
+                    made += len(images)
                     self._images += len(images)
                     self._seconds += time.perf_counter() - waited
-                    self.progress.steps("synthesis", number, total, f"{number * len(images)} images")
+                    self.progress.steps("synthesis", number, total, f"{made} images")
                     yield block, images
                     waited = time.perf_counter()
             except ActorsLostError as error:
@@ -336,10 +385,11 @@ class Synthesis:
 
         folder = self.prepare()
         if not self.on_ray:
-            self._pool = LocalPool(self.generator, folder, self.sampled_on)
+            self._pool = LocalPool(self.generator, folder, self.sampled_on, self.threads)
             return self._pool
         import ray
 
+        self._wait()
         pool, cluster = self.config.pool, ray.cluster_resources()
         for name, amount, setting in (("CPU", pool.cpus, "cpus"), ("GPU", pool.gpus, "gpus")):
             if amount * pool.actors > cluster.get(name, 0.0) + 1e-9:
@@ -349,7 +399,9 @@ class Synthesis:
                 )
         threads, timeout = self.threads, self.config.pool.timeout_s
         try:
-            self._pool = GeneratorPool(self.generator, folder, pool.actors, pool.cpus, pool.gpus, threads, timeout)
+            self._pool = GeneratorPool(
+                self.generator, folder, pool.actors, pool.cpus, pool.gpus, threads, timeout, self.sampled_on
+            )
         except TimeoutError as error:
             raise PlacementError(
                 f"generator.pool: {error}; free: {ray.available_resources()}. The clients' actors hold their bundles "
@@ -380,6 +432,7 @@ class Synthesis:
             "train_seconds": self.train_seconds,
             "images_made": self._images,
             "sampling_seconds": self._seconds,
+            **self.counted(),
         }
 
     def _real_images_by_domain(self) -> dict[str, int]:

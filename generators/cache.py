@@ -21,7 +21,17 @@ from safetensors.numpy import save
 
 from generators.base import Block
 
-__all__ = ["BlockCache", "stored_folder", "write_whole"]
+__all__ = ["BlockCache", "folder_digest", "stored_folder", "write_whole"]
+
+
+def folder_digest(folder: Path, leave_out: str) -> str:
+    """SHA-256 of the names and contents of all files below a folder, but for one name."""
+    made = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != leave_out):
+        made.update(f"{path.relative_to(folder).as_posix()} {path.stat().st_size} ".encode())
+        with path.open("rb") as stream:
+            made.update(hashlib.file_digest(stream, "sha256").digest())
+    return made.hexdigest()
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -49,6 +59,10 @@ def stored_folder(folder: Path, write: Callable[[Path], None]) -> bool:
         draft = folder.with_name(f".{folder.name}.part")
         draft.mkdir(exist_ok=True)
         write(draft)
+        for path in draft.rglob("*"):  # a file that its name promises is on the disk, whatever happens to the power
+            if path.is_file():
+                with path.open("rb") as stream:
+                    os.fsync(stream.fileno())
         draft.rename(folder)
     return True
 
@@ -56,14 +70,15 @@ def stored_folder(folder: Path, write: Callable[[Path], None]) -> bool:
 class BlockCache:
     """Generated blocks of one generator with one set of sampling settings.
 
-    A safetensors file each. Its header holds what fixes the block (seed, class, first index, count), the ``versions``
-    of the libraries that made it, and a SHA-256 of its shape and pixels. ``manifest.json`` beside them holds what all
-    blocks have in common; it is written once, by whoever is first.
+    A safetensors file each. Its header holds what fixes the block (seed, class, first index, count, the hash of the
+    weights), the ``versions`` of the libraries that made it, and a SHA-256 of its shape and pixels. ``manifest.json``
+    beside them holds what all blocks have in common; it is written once, by whoever is first.
 
     Args:
         folder: of these blocks.
         block_size: images of a whole block.
         manifest: what decides the images (JSON values), and on what they are made.
+        weights: hash of the generator's weights.
         versions: of the libraries, by name.
         tell: is told of files that are damaged.
     """
@@ -73,11 +88,13 @@ class BlockCache:
         folder: Path,
         block_size: int,
         manifest: Mapping[str, Any],
+        weights: str,
         versions: Mapping[str, str],
         tell: Callable[[str], None],
     ) -> None:
         self.folder, self.block_size = folder, block_size
         self.manifest, self.versions, self._tell = dict(manifest), dict(versions), tell
+        self.weights = weights
 
     def _path(self, block: Block) -> Path:
         name = f"block_{block.number:06d}.safetensors"
@@ -87,10 +104,13 @@ class BlockCache:
         pixels = hashlib.sha256(str(images.shape).encode() + images.tobytes()).hexdigest()
         first = block.number * self.block_size
         numbers = {"seed": block.seed, "class": block.label, "first": first, "count": len(images)}
-        return {**{name: str(number) for name, number in numbers.items()}, "sha256": pixels}
+        fixed = {name: str(number) for name, number in numbers.items()}
+        return {**fixed, "weights": self.weights, "sha256": pixels}
 
     def get(self, block: Block) -> np.ndarray | None:
-        """The block's images, uint8; None where they have not been made, or their file is not as it was written."""
+        """The block's images, uint8; None where they have not been made with these weights, or their file is not as it
+        was written.
+        """
         path = self._path(block)
         if not path.exists():  # a quick answer: thousands of blocks may be asked for
             return None
@@ -100,7 +120,9 @@ class BlockCache:
         except SafetensorError:
             header, images = {}, np.empty(0, dtype=np.uint8)
         if images.dtype != np.uint8 or not self._fixed(block, images).items() <= header.items():
-            self._tell(f"{path} is damaged, so its images are made again")
+            others = header.get("weights", self.weights) != self.weights
+            what = "was made by weights of another training" if others else "is damaged"
+            self._tell(f"{path} {what}, so its images are made again")
             return None
         return images
 

@@ -23,7 +23,7 @@ _RESTARTS = 3  # of an actor that dies; its blocks are made again
 
 
 class ActorsLostError(RuntimeError):
-    """Every actor of the pool died more often than it is started again."""
+    """No actor of the pool is left."""
 
 
 class LocalPool:
@@ -31,16 +31,26 @@ class LocalPool:
 
     Args:
         device: on which images are made; default: CUDA where it is.
+        threads: torch threads that make them; default: as many as there are set.
     """
 
-    def __init__(self, generator: Generator, folder: Path, device: str | None = None) -> None:
+    def __init__(
+        self, generator: Generator, folder: Path, device: str | None = None, threads: int | None = None
+    ) -> None:
         here = "cuda" if torch.cuda.is_available() else "cpu"
+        self._threads = threads
         self._sampler = generator.load(folder, torch.device(device or here))
 
     def make(self, blocks: Iterable[Block]) -> Iterator[tuple[Block, np.ndarray]]:
         """Every block with its images, as they are made."""
         for block in blocks:
-            yield block, self._sampler.sample(block)
+            before = torch.get_num_threads()
+            torch.set_num_threads(self._threads or before)
+            try:
+                images = self._sampler.sample(block)
+            finally:
+                torch.set_num_threads(before)
+            yield block, images
 
     def report(self) -> dict[str, float]:
         """What the sampler has counted."""
@@ -54,9 +64,9 @@ class LocalPool:
 class _GeneratorActor:
     """Loads in a call, not in its constructor: what the generator raises then reaches the driver as it is."""
 
-    def __init__(self, generator: Generator, folder: Path, threads: int) -> None:
+    def __init__(self, generator: Generator, folder: Path, threads: int, device: str) -> None:
         torch.set_num_threads(threads)
-        self.generator, self.folder = generator, folder
+        self.generator, self.folder, self.device = generator, folder, device
         self._sampler: Sampler | None = None
 
     def started(self) -> None:
@@ -65,8 +75,12 @@ class _GeneratorActor:
     def load(self) -> Sampler:
         """The sampler, loaded by the first call (of a restarted actor, too)."""
         if self._sampler is None:
-            on_gpu = torch.cuda.is_available() and ray.get_gpu_ids()
-            self._sampler = self.generator.load(self.folder, torch.device("cuda" if on_gpu else "cpu"))
+            if self.device == "cuda" and not torch.cuda.is_available():
+                raise ValueError(
+                    f"an actor on {ray.util.get_node_ip_address()} has a share of a GPU, but PyTorch finds no CUDA "
+                    "there; install a build of torch for it, or set generator.pool.gpus to 0"
+                )
+            self._sampler = self.generator.load(self.folder, torch.device(self.device))
         return self._sampler
 
     def warm_up(self) -> None:
@@ -102,18 +116,27 @@ class GeneratorPool:
         cpus, gpus: Ray resources of each; fractions of a GPU share it.
         threads: torch threads of each.
         timeout_s: for Ray to start them; loading the generator is not counted.
+        device: on which they make images: ``cpu`` or ``cuda``.
 
     Raises:
         TimeoutError: Ray did not start all actors in time: others hold the resources.
         ActorsLostError: an actor died too often while it loaded.
-        ValueError: as ``Generator.load``.
+        ValueError: as ``Generator.load``; or there is no such device.
     """
 
     def __init__(
-        self, generator: Generator, folder: Path, actors: int, cpus: float, gpus: float, threads: int, timeout_s: float
+        self,
+        generator: Generator,
+        folder: Path,
+        actors: int,
+        cpus: float,
+        gpus: float,
+        threads: int,
+        timeout_s: float,
+        device: str = "cpu",
     ) -> None:
         kind = _GeneratorActor.options(num_cpus=cpus, num_gpus=gpus, max_restarts=_RESTARTS, max_task_retries=_RESTARTS)
-        self._actors = {number: kind.remote(generator, folder, threads) for number in range(actors)}
+        self._actors = {number: kind.remote(generator, folder, threads, device) for number in range(actors)}
         with ExitStack() as unless_ready:
             unless_ready.callback(self.close)
             self._start(actors, timeout_s)
@@ -137,7 +160,7 @@ class GeneratorPool:
             ActorsLostError: no actor is left.
             ValueError: as ``Sampler.sample``.
         """
-        waiting, again = iter(blocks), list[Block]()
+        waiting, again, lost = iter(blocks), list[Block](), ""
         running: dict[ray.ObjectRef, tuple[int, Block]] = {}
 
         def hand_out() -> None:
@@ -150,7 +173,7 @@ class GeneratorPool:
                 if block is None:
                     return
                 running[self._actors[idlest].make.remote(block)] = (idlest, block)
-            raise ActorsLostError(f"each of the generator's actors died {_RESTARTS + 1} times; see Ray's logs")
+            raise ActorsLostError(f"the last of the generator's actors is lost ({lost}); see Ray's logs")
 
         hand_out()
         while running:
@@ -158,7 +181,8 @@ class GeneratorPool:
             number, block = running.pop(done)
             try:
                 images = _result(done)
-            except _LOST:
+            except _LOST as error:
+                lost = str(error).strip().splitlines()[0]
                 again.append(block)
                 self._give_up(number)
                 hand_out()

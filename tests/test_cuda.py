@@ -50,7 +50,9 @@ def made(pool: LocalPool | GeneratorPool) -> np.ndarray:
 
 def test_actors_that_share_the_gpu_make_what_one_process_makes(ray_session: None, weights: Path) -> None:
     here = made(LocalPool(diffusion("fp32"), weights))
-    pool = GeneratorPool(diffusion("fp32"), weights, actors=2, cpus=0, gpus=0.4, threads=1, timeout_s=180)
+    pool = GeneratorPool(
+        diffusion("fp32"), weights, actors=2, cpus=0, gpus=0.4, threads=1, timeout_s=180, device="cuda"
+    )
     assert (made(pool) == here).all()
     on_cpu = made(LocalPool(diffusion("fp32"), weights, "cpu"))
     assert np.abs(here - on_cpu).mean() < 1  # of 255

@@ -118,6 +118,13 @@ class Runtime(ABC):
         self.spare: Mapping[str, float] = {}
         self.paths: dict[str, tuple[TrainingPath, str]] = {}
 
+    def wait(self) -> None:
+        """Until whatever computes answers.
+
+        Raises:
+            PlacementError: what stood in the way.
+        """
+
     def leave(self, spare: Mapping[str, float]) -> None:
         """Leave so much of a cluster to others from now on."""
         self.spare = spare

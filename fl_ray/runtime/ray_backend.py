@@ -177,6 +177,9 @@ class RayRuntime(Runtime):
             self._load_all()
         self._settle()
 
+    def wait(self) -> None:
+        self._connection.wait()
+
     def leave(self, spare: Mapping[str, float]) -> None:
         if spare != self.spare:  # a generator's pool may start before the clients' actors are planned anew
             self._starting.join()

@@ -11,14 +11,15 @@ import pytest
 from safetensors import safe_open
 
 from generators.base import Block
-from generators.cache import BlockCache, stored_folder
+from generators.cache import BlockCache, folder_digest, stored_folder
 
 BLOCK = Block(5, 1, 2)
 IMAGES = np.arange(2 * 3 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3, 3)
 
 
-def cache(folder: Path, told: list[str] | None = None) -> BlockCache:
-    return BlockCache(folder, 2, {"generator": "tones"}, {"torch": "9.9"}, (told if told is not None else []).append)
+def cache(folder: Path, told: list[str] | None = None, weights: str = "first") -> BlockCache:
+    tell = (told if told is not None else []).append
+    return BlockCache(folder, 2, {"generator": "tones"}, weights, {"torch": "9.9"}, tell)
 
 
 def test_a_folder_is_whole_or_not_there(tmp_path: Path) -> None:
@@ -42,7 +43,8 @@ def test_a_block_comes_back_with_its_provenance(tmp_path: Path) -> None:
     (file,) = tmp_path.rglob("*.safetensors")
     with safe_open(file, "numpy") as content:
         header = content.metadata()
-    assert {name: header[name] for name in ("seed", "class", "first", "count")} == {
+    assert {name: header[name] for name in ("seed", "class", "first", "count", "weights")} == {
+        "weights": "first",
         "seed": "5",
         "class": "1",
         "first": "4",
@@ -87,6 +89,32 @@ def test_a_file_in_anothers_place_is_not_taken(tmp_path: Path) -> None:
     (file,) = tmp_path.rglob("*.safetensors")
     file.rename(file.with_name("block_000007.safetensors"))
     assert kept.get(Block(5, 1, 7)) is None
+
+
+def test_images_of_other_weights_are_not_taken(tmp_path: Path) -> None:
+    cache(tmp_path).put(BLOCK, IMAGES)
+    told: list[str] = []
+    second = cache(tmp_path, told, "second")
+    assert second.get(BLOCK) is None
+    assert "made by weights of another training" in told[0]
+    second.put(BLOCK, IMAGES + 1)
+    assert (second.get(BLOCK) == IMAGES + 1).all()
+    assert cache(tmp_path).get(BLOCK) is None
+
+
+def test_a_folders_hash_is_of_names_and_contents(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name / "deep").mkdir(parents=True)
+        (tmp_path / name / "deep" / "file").write_bytes(b"abc")
+        (tmp_path / name / "left.json").write_text(name)
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert folder_digest(one, "left.json") == folder_digest(two, "left.json")
+    assert folder_digest(one, "") != folder_digest(two, "")
+    (two / "deep" / "file").rename(two / "file")
+    assert folder_digest(one, "left.json") != folder_digest(two, "left.json")
+    (two / "file").write_bytes(b"abd")
+    (one / "deep" / "file").rename(one / "file")
+    assert folder_digest(one, "left.json") != folder_digest(two, "left.json")
 
 
 def test_many_writers_of_one_block_leave_one_whole_file(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Generators: samples fixed by (seed, class, index) for any pool; the pipeline folder; the cache; wrong input."""
 
+import itertools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +19,7 @@ from fl_ray.progress import Progress
 from fl_ray.synthesis import Synthesis
 from generators.base import Block, TrainingImages, block_seed
 from generators.diffusion import ClassConditionalPipeline, DiffusionGenerator
+from generators.pipelines import to_pixels
 from lightning_modules.diffusion import ClassConditionalDDPM, default_widths, make_unet
 from tests.conftest import TINY_GENERATOR
 
@@ -176,6 +179,55 @@ def test_ddim_steps_match_the_closed_form(folder: Path) -> None:
     assert torch.allclose(found, ((x + 1) / 2).clamp(0, 1), atol=2e-3)
 
 
+def test_dpm_solver_steps_match_the_paper(folder: Path) -> None:
+    """DPM-Solver++(2M), arXiv 2211.01095, algorithm 2: the first step and the last (to no noise) are of first order."""
+    generator = DiffusionGenerator(**{**TINY, "sampler": "dpmpp", "guidance": 1.0, "steps": 4})
+    pipeline = generator.load(folder, torch.device("cpu")).pipeline
+    labels = torch.zeros(2, dtype=torch.long)
+    found = pipeline(labels, torch.Generator().manual_seed(1), steps=4, guidance=1.0)
+    alphas = DDPMScheduler.from_pretrained(folder, subfolder="scheduler").alphas_cumprod.double()
+    x = torch.randn((2, 1, 8, 8), generator=torch.Generator().manual_seed(1)).double()
+
+    def half_log_snr(t: int) -> torch.Tensor:
+        return (alphas[t] / (1 - alphas[t])).log() / 2
+
+    steps, clean = pipeline.scheduler.timesteps.tolist(), []
+    assert steps[0] == 999
+    for number, (t, after) in enumerate(itertools.pairwise(steps)):
+        clean.append(clean_and_noise(pipeline, x.float(), t, 0)[0].double())
+        h, data = half_log_snr(after) - half_log_snr(t), clean[-1]
+        if number:
+            r = (half_log_snr(t) - half_log_snr(steps[number - 1])) / h
+            data = (1 + 1 / (2 * r)) * clean[-1] - 1 / (2 * r) * clean[-2]
+        sigma = ((1 - alphas[after]) / (1 - alphas[t])).sqrt()
+        x = sigma * x - alphas[after].sqrt() * ((-h).exp() - 1) * data
+    last, _ = clean_and_noise(pipeline, x.float(), steps[-1], 0)
+    assert torch.allclose(found, ((last + 1) / 2).clamp(0, 1), atol=2e-3)
+
+
+def test_what_is_kept_is_the_average_of_the_weights(
+    images: TrainingImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After step n the average moves by 1 - d with d = min(ema, n / (9 + n)), from the first step's weights."""
+    after: list[list[torch.Tensor]] = []
+
+    class Watched(ClassConditionalDDPM):
+        def optimizer_step(self, *arguments: object, **more: object) -> None:
+            super().optimizer_step(*arguments, **more)
+            after.append([parameter.detach().clone() for parameter in self.unet.parameters()])
+
+    monkeypatch.setattr("generators.diffusion.ClassConditionalDDPM", Watched)
+    generator = DiffusionGenerator(**{**TINY, "train_steps": 6, "lr": 3e-3, "ema": 0.3})
+    generator.fit(images, tmp_path, lambda step, steps, loss: None)
+    average = after[0]
+    for number, weights in enumerate(after[1:], 2):
+        decay = min(0.3, number / (9 + number))
+        average = [decay * old + (1 - decay) * new for old, new in zip(average, weights, strict=True)]
+    kept = list(generator.load(tmp_path, torch.device("cpu")).pipeline.unet.parameters())
+    assert all(torch.allclose(found, wanted, atol=1e-6) for found, wanted in zip(kept, average, strict=True))
+    assert any((found - raw).abs().max() > 1e-4 for found, raw in zip(kept, after[-1], strict=True))
+
+
 def test_bf16_is_near_fp32(folder: Path) -> None:
     full, mixed = (
         DiffusionGenerator(**{**TINY, "precision": name}).load(folder, torch.device("cpu")).sample(Block(0, 1, 0))
@@ -239,6 +291,70 @@ def test_the_key_changes_with_data_and_settings_but_not_with_the_seed(small: Cal
     changed = [key(data__split_seed=1), key(generator__train_steps=31), key(data__public_fraction=0.3)]
     assert len({key(), *changed}) == 4
     assert key() == key(generator__steps=4)  # sampling settings keep the weights
+
+
+def test_weights_that_are_trained_anew_make_all_images_anew(small: Callable[..., RunConfig], tmp_path: Path) -> None:
+    config = small(with_generator=True, generator__cache=str(tmp_path))
+    counts = np.array([5] * 2 + [0] * 8)
+
+    def source() -> Synthesis:
+        return Synthesis(config.generator, data_of(config), Progress(False), on_ray=False, threads=1)
+
+    first = source()
+    before, _ = first.images(counts, seed=0)
+    kept = first.prepare()
+    weights = kept / "unet" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(SettingError, match=r"weights in .* are damaged .*remove that folder"):
+        source().images(counts, seed=0)
+    shutil.rmtree(kept)
+    again = source()
+    assert (again.images(counts, seed=0)[0] == before).all()  # the same bits: a training is repeatable
+    assert again.report()["images_made"] == 0
+    shutil.rmtree(kept)
+    other = source()
+    other.generator.train_steps += 1  # stands for a machine whose training ends in other bits
+    after, _ = other.images(counts, seed=0)
+    assert other.report()["images_made"] == 10
+    assert (after != before).any()
+
+
+def test_threads_have_images_of_their_own(small: Callable[..., RunConfig]) -> None:
+    config = small(with_generator=True)
+    one, two = (Synthesis(config.generator, data_of(config), Progress(False), False, threads) for threads in (1, 2))
+    assert one.key == two.key
+    assert one.sampling_key != two.sampling_key
+
+
+@pytest.mark.parametrize(("gpus", "named", "device"), [(0.0, True, "cpu"), (0.5, True, "cuda"), (0.5, False, "cpu")])
+def test_a_driver_without_a_gpu_knows_that_the_clusters_actors_have_one(
+    small: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, gpus: float, named: bool, device: str
+) -> None:
+    """By the kind of GPU that Ray names where it finds one, not by GPUs that it was only told of."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    found = {"GPU": 2.0} | ({"accelerator_type:H100": 1.0} if named else {})
+    monkeypatch.setattr("ray.cluster_resources", lambda: found)
+    config = small(with_generator=True, generator__pool__gpus=gpus)
+    made = Synthesis(config.generator, data_of(config), Progress(False), on_ray=True, threads=1)
+    here = Synthesis(config.generator, data_of(config), Progress(False), on_ray=False, threads=1)
+    assert made.sampled_on == device
+    assert (made.sampling_key == here.sampling_key) is (device == "cpu")
+
+
+def test_images_of_another_shape_are_refused(small: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """A generator of a user's own that makes 4 x 4 pixels where the data have 8 x 8."""
+    config = small(generator={"name": "tests.generators.own:SlowGenerator", "cache": str(tmp_path)})
+    made = Synthesis(config.generator, data_of(config), Progress(False), on_ray=False, threads=1)
+    with pytest.raises(SettingError, match=r"makes images .* \(1, 4, 4\), but the data have \(1, 8, 8\)"):
+        made.images(np.array([1] + [0] * 9), seed=0)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_channels_that_no_data_have_are_refused(channels: int) -> None:
+    with pytest.raises(ValueError, match=f"have {channels} channels, but the data have 3; set model"):
+        to_pixels(torch.zeros(1, channels, 8, 8), (3, 8, 8))
 
 
 def test_generator_that_can_not_learn_or_fit(small: Callable[..., RunConfig], ray_session: None) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+import torch
 
-from generators.base import Block
+from generators.base import Block, Sampler
 from generators.pool import ActorsLostError, GeneratorPool, LocalPool
 from tests.generators.own import RaisingGenerator, SlowGenerator
 
@@ -36,17 +37,15 @@ def test_the_others_take_the_blocks_of_an_actor_that_is_gone(ray_session: None, 
     assert all((made[block] == expected[block]).all() for block in BLOCKS)
     assert len(list(pool.make(BLOCKS[:3]))) == 3
     ray.kill(second)
-    with pytest.raises(ActorsLostError, match="each of the generator's actors died 4 times"):
+    with pytest.raises(ActorsLostError, match=r"the last of the generator's actors is lost \(.*actor.*\)"):
         list(pool.make(BLOCKS))
     pool.close()
 
 
 def test_what_a_sampler_raises_arrives_as_it_is(ray_session: None, tmp_path: Path) -> None:
     pool = pool_of(RaisingGenerator(label=1), tmp_path, 1)
-    made = pool.make([Block(0, 0, 0), Block(0, 1, 0)])
-    assert next(made)[0] == Block(0, 0, 0)
     with pytest.raises(ValueError, match=r"^class 1 has run dry$") as raised:
-        next(made)
+        list(pool.make([Block(0, 0, 0), Block(0, 1, 0)]))
     assert type(raised.value) is ValueError
     assert len(list(pool.make(BLOCKS[:3]))) == 3  # the actor is still there
     pool.close()
@@ -99,3 +98,24 @@ def test_actors_share_a_gpu(tmp_path: Path) -> None:
     )
     assert "free 0.0" in done.stdout, done.stderr
     assert "0 of 1 generator actors started within 2 s" in done.stdout
+
+
+def test_threads_are_those_that_are_asked_for_and_then_as_before(tmp_path: Path) -> None:
+    class Counting(SlowGenerator):
+        def load(self, folder: Path, device: torch.device) -> Sampler:
+            return CountingSampler()
+
+    class CountingSampler(Sampler):
+        def sample(self, block: Block) -> np.ndarray:
+            return np.full((1, 1, 1, 1), torch.get_num_threads(), dtype=np.uint8)
+
+    before = torch.get_num_threads()
+    (_, images), *_ = LocalPool(Counting(), tmp_path, threads=before + 1).make(BLOCKS[:2])
+    assert images.item() == before + 1
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU where there is none")
+def test_a_share_of_a_gpu_that_torch_can_not_use_is_refused(ray_session: None, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"PyTorch finds no CUDA there; .* set generator\.pool\.gpus to 0"):
+        GeneratorPool(SlowGenerator(), tmp_path, 1, cpus=0, gpus=0, threads=1, timeout_s=180, device="cuda")
