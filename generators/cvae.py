@@ -31,7 +31,8 @@ _EPOCHS = 40  # as many passes as the clients make: 20 rounds of 2
 
 
 class CVAEGenerator(Generator):
-    """Images are decoded from z ~ N(0, I), scaled to a maximum of 1 each, and rounded where the training's were.
+    """Images are decoded from z ~ N(0, I); where the training's were rounded they are scaled to a maximum of 1 each and
+    rounded (TU Delft's code).
 
     Args:
         hidden, latent, binarise: of the network, see ``lightning_modules.cvae.CVAE``.
@@ -138,5 +139,7 @@ class _CVAESampler(Sampler):
         noise = torch.Generator().manual_seed(block_seed(block))
         z = torch.randn((self.block_size, self.module.latent), generator=noise).to(self.module.device)
         images = self.module.decode(z, torch.full((self.block_size,), block.label, device=z.device))
-        images = images / images.amax(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(images.dtype).tiny)
-        return to_uint8(images.round() if self.module.binarise else images)
+        if self.module.binarise:
+            largest = images.amax(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(images.dtype).tiny)
+            images = (images / largest).round()
+        return to_uint8(images)

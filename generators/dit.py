@@ -51,8 +51,13 @@ class DiT(PretrainedGenerator):
         index = self.config(weights, "model_index.json")
         if index.get("_class_name") != DiTPipeline.__name__:
             raise ValueError(f"model is {self.model}, a {index.get('_class_name')}, but dit takes a DiTPipeline")
-        known = _names(index.get("id2label") or {})
-        self._ids(classes, known, self.config(weights, "transformer/config.json")["num_embeds_ada_norm"])
+        count = self.config(weights, "transformer/config.json").get("num_embeds_ada_norm")
+        if count is None:
+            raise ValueError(
+                f"model is {self.model}, but {weights / 'transformer/config.json'} has no num_embeds_ada_norm, as a "
+                "transformer that knows classes has; complete the folder, or name another model"
+            )
+        self._ids(classes, _names(index.get("id2label") or {}), count)
 
     def _ids(self, classes: list[str], known: dict[str, int], count: int) -> list[int]:
         ids = known if self.class_ids is None else self.class_ids
@@ -66,6 +71,10 @@ class DiT(PretrainedGenerator):
         return [ids[name] for name in classes]
 
     def sampler(self, pipeline: DiffusionPipeline, classes: list[str], shape: tuple[int, int, int]) -> Sampler:
+        own = pipeline.scheduler.config
+        if str(own.get("variance_type", "")).startswith("learned"):  # the sampler hands on the noise alone
+            plain = {key: value for key, value in own.items() if key != "variance_type"}
+            pipeline.scheduler = type(pipeline.scheduler).from_config(plain)
         ids = self._ids(classes, pipeline.labels, pipeline.transformer.config.num_embeds_ada_norm)
         return _DiTSampler(self, pipeline, classes, shape, ids)
 

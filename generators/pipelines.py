@@ -101,10 +101,13 @@ def to_pixels(images: Tensor, shape: tuple[int, int, int]) -> np.ndarray:
     """Images in [0, 1], [N, c, h, w], as uint8 [N, *shape]: resized with antialiasing, grey to RGB or the reverse.
 
     Raises:
-        ValueError: a value is not finite.
+        ValueError: a value is not finite, or the channels are neither grey nor RGB.
     """
     if not torch.isfinite(images).all():
-        raise ValueError("the generator's images are not finite; set precision to bf16 or fp32")
+        raise ValueError(
+            "its images are not finite: fp16 (which precision auto is on GPUs) overflows with some weights; set "
+            "precision to bf16 or fp32"
+        )
     channels, size = shape[0], shape[1:]
     images = images.float()
     if images.shape[-2:] != size:
@@ -113,6 +116,9 @@ def to_pixels(images: Tensor, shape: tuple[int, int, int]) -> np.ndarray:
         images = (images * images.new_tensor(LUMINANCE)[:, None, None]).sum(dim=1, keepdim=True)
     elif images.shape[1] != channels:
         if images.shape[1] != 1:
-            raise ValueError(f"the generator's images have {images.shape[1]} channels, but the data have {channels}")
+            raise ValueError(
+                f"its images have {images.shape[1]} channels, but the data have {channels}; set model to a pipeline of "
+                "grey or RGB images"
+            )
         images = images.expand(-1, channels, -1, -1)
     return to_uint8(images.clamp(0, 1))

@@ -70,13 +70,14 @@ class PretrainedGenerator(Generator):
         block_size: int,
     ) -> None:
         require_positive(steps=steps, block_size=block_size)
-        self.model, self.steps, self.guidance = model, steps, guidance
+        # Whole, since an actor may work in another folder.
+        self.model = str(Path(model).expanduser().absolute()) if Path(model).expanduser().is_dir() else model
+        self.steps, self.guidance = steps, guidance
         self.scheduler, self.precision, self.block_size = scheduler, precision, block_size
 
     @property
     def _local(self) -> Path | None:
-        folder = Path(self.model).expanduser()
-        return folder if folder.is_dir() else None
+        return Path(self.model) if Path(self.model).is_dir() else None
 
     def training_settings(self) -> dict[str, Any]:
         """The weights: a hash of a folder's files, or the hub's commit."""

@@ -49,7 +49,8 @@ class TextToImage(PretrainedGenerator):
             pipeline's.
         lora: folder of LoRA weights in safetensors. Needs the package peft (extra ``text``).
         class_names: words for the prompt, by class name, where they should differ from the name.
-        safety_checker: a pipeline that comes with a checker makes what it objects to black; false leaves it away.
+        safety_checker: a pipeline that comes with a checker makes what it objects to black (summary.json counts these
+            images as ``blackened_images``); false leaves it away.
         block_size: images made together.
     """
 
@@ -76,7 +77,8 @@ class TextToImage(PretrainedGenerator):
             if _CLASS not in template:
                 raise ValueError(f"prompts: {template!r} has no {_CLASS}, so it is the same for every class; add it")
         require_positive(size=size)
-        self.negative_prompt, self.size, self.lora = negative_prompt, size, lora
+        self.negative_prompt, self.size = negative_prompt, size
+        self.lora = None if lora is None else str(Path(lora).expanduser().absolute())
         self.class_names, self.safety_checker = dict(class_names or {}), safety_checker
 
     def training_settings(self) -> dict[str, Any]:
@@ -132,8 +134,9 @@ class TextToImage(PretrainedGenerator):
             kind = type(pipeline).__name__
             if not hasattr(pipeline, "load_lora_weights"):
                 raise ValueError(f"lora is {self.lora}, but {kind} of {self.model} takes no LoRA weights")
+            folder = self._lora_folder()
             try:
-                pipeline.load_lora_weights(str(self._lora_folder()), use_safetensors=True, local_files_only=True)
+                pipeline.load_lora_weights(str(folder), use_safetensors=True, local_files_only=True)
             except (OSError, ValueError, KeyError, RuntimeError) as error:
                 reason = " ".join(str(error).split())
                 raise ValueError(f"lora is {self.lora}, but its weights don't fit {self.model}: {reason}") from error
@@ -155,9 +158,9 @@ class TextToImage(PretrainedGenerator):
         check_recurrence("scheduler", self.scheduler, recurrence)
 
     def _lora_folder(self) -> Path:
-        folder = Path(self.lora).expanduser()
+        folder = Path(self.lora)
         if not list(folder.glob("*.safetensors")):
-            raise ValueError(f"lora is {self.lora}, but there is no folder {folder.absolute()} with safetensors in it")
+            raise ValueError(f"lora is {self.lora}, but there is no such folder with safetensors in it")
         return folder
 
 
@@ -174,9 +177,14 @@ class _TextSampler(PretrainedSampler):
     ) -> None:
         super().__init__(settings, pipeline, classes, shape)
         self.options = options
+        self._blackened = 0
 
     def sample(self, block: Block) -> np.ndarray:
         noise, first = self.noise(block), block.number * self.settings.block_size
         prompts = [self.settings.prompt(self.classes, block.label, first + offset) for offset in range(len(noise))]
-        images = self.pipeline(prompt=prompts, generator=noise, output_type="pt", **self.options).images
-        return to_pixels(images, self.shape)
+        made = self.pipeline(prompt=prompts, generator=noise, output_type="pt", **self.options)
+        self._blackened += sum(getattr(made, "nsfw_content_detected", None) or [])
+        return to_pixels(made.images, self.shape)
+
+    def report(self) -> dict[str, float]:
+        return {"blackened_images": self._blackened} if self._blackened else {}

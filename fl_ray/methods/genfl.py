@@ -81,9 +81,7 @@ class GenFL(FedAvg):
             raise ValueError(f"kappa_floor is {kappa_floor}, but it must be in [0, kappa2], that is, [0, {kappa2}]")
         if not epsilon > 0:
             raise ValueError(f"epsilon is {epsilon}, but it must be positive")
-        if images_per_round < 1 or max_images < 1:
-            raise ValueError(f"images_per_round ({images_per_round}) and max_images ({max_images}) must be positive")
-        require_counts(server_epochs=server_epochs)
+        require_counts(images_per_round=images_per_round, max_images=max_images, server_epochs=server_epochs)
         self.kappa2, self.kappa_policy = kappa2, kappa_policy
         self.kappa_max, self.kappa_decay, self.kappa_floor = kappa_max, kappa_decay, kappa_floor
         self.class_choice, self.label_sharing, self.epsilon = class_choice, label_sharing, epsilon

@@ -37,7 +37,8 @@ class GenFLPretrain(FedAvg):
             the cohort counts alike, by label counts that each client shares once (our reconstruction of what the poster
             asks for).
         protocol: of the accuracy in history and summary: ``clean`` on the test part; ``delft`` as TU Delft's code, on
-            the clients' own training images, weighted by size; summary.json then has ``clean_accuracy``, too.
+            the clients' own training images, weighted by size, which all that is said of a test accuracy then means
+            (also the choice of the best model); summary.json then has ``accuracy_of`` and ``clean_accuracy``, too.
         cas_epochs: 0, or epochs of a fresh model on the synthetic images for summary.json's ``cas`` [%] (20 at Delft).
             With ``delft`` it is the mean over epochs on all real images, and the model stays in evaluation mode after
             its first epoch; with ``clean`` it is the last epoch's accuracy on the test part.
@@ -120,7 +121,7 @@ class GenFLPretrain(FedAvg):
         clean = super().evaluate(run, weights, images)
         if self.protocol == "clean" or images is not None:
             return clean
-        run.notes["clean_accuracy"] = clean.accuracy
+        run.notes |= {"accuracy_of": "the clients' own training images", "clean_accuracy": clean.accuracy}
         run.notes.setdefault("clean_accuracies", []).append(clean.accuracy)
         own = run.runtime.evaluate_clients({None: weights}, list(range(run.config.data.clients)), "partition")
         return sum_evaluations([each for each in own if each is not None])

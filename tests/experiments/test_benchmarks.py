@@ -1,4 +1,4 @@
-"""The planner's benchmark runs, and its last line says what it should."""
+"""The planner's benchmark runs, and its last line says what it should. (The generators' is in tests/faults: longer.)"""
 
 from __future__ import annotations
 

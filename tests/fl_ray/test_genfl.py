@@ -92,7 +92,7 @@ def test_images_are_capped_and_label_counts_are_sent_once(run_small: Run) -> Non
     [
         ({"method__kappa1": 0.5, "method__kappa2": 0.6}, "must be 1"),
         ({"method__kappa1": 1.5, "method__kappa2": -0.5}, r"must be in \[0, 1\]"),
-        ({"method__images_per_round": 0}, "positive"),
+        ({"method__images_per_round": 0}, "images_per_round is 0.*at least 1"),
         ({"method__server_epochs": 0}, "server_epochs"),
     ],
 )

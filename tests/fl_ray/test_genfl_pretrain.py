@@ -128,6 +128,29 @@ def test_class_balanced_shares() -> None:
     assert [task.share for task in shares] == pytest.approx([0.625, 0.375])
 
 
+def test_a_run_is_averaged_by_class_balanced_shares(run_small: Run) -> None:
+    """Two clients, one round: what each of them trained follows from a round of that client alone."""
+    settings = {"data__clients": 2, "rounds": 1, "method__name": "genfl_pretrain", "method__pretrain_epochs": 0}
+    balanced, summary = run_small(**settings, clients_per_round=2, method__weighting="class_balanced")
+    sized, plain = run_small(**settings, clients_per_round=2)
+    data = prepare(balanced.config.data, 0)
+    counts = data.counts(np.arange(2))
+    one, one_summary = run_small(**settings, clients_per_round=1)
+    sizes = counts.sum(axis=1)
+    assert sizes[0] != sizes[1]
+    own = int(np.flatnonzero(sizes == one_summary["samples_trained"])[0])
+    shares = np.array([counts[:, c] / counts[:, c].sum() for c in range(10) if counts[:, c].sum()]).mean(axis=0)
+    rho = sizes / sizes.sum()
+    assert abs(shares[0] - rho[0]) > 0.001
+    for name, found in final(balanced).items():
+        mine = final(one)[name].double()
+        other = (final(sized)[name].double() - rho[own] * mine) / rho[1 - own]
+        expected = shares[own] * mine + shares[1 - own] * other
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-6)
+    assert summary["bytes_up"] - plain["bytes_up"] == 2 * 10 * 8  # each client's counts, once
+    assert summary["label_sharing"]["level"] == "counts"
+
+
 def test_a_run_cut_after_pretraining_goes_on_from_there(
     small: Callable[..., RunConfig], run_small: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +94,34 @@ def test_other_classes_and_pipelines_are_refused(model: Path, tmp_path: Path) ->
         load(model, tmp_path / "known").sample(Block(0, 2, 0))
     with pytest.raises(ValueError, match="a StableDiffusionPipeline, but dit takes a DiTPipeline"):
         load(text_pipeline(tmp_path / "text"), tmp_path / "other")
+
+
+def test_a_scheduler_that_wants_a_learned_variance_gets_none(model: Path, tmp_path: Path) -> None:
+    """The pipeline's own, as the published DiT has it: the sampler hands on the noise alone."""
+    learned = Path(shutil.copytree(model, tmp_path / "learned"))
+    file = learned / "scheduler" / "scheduler_config.json"
+    index = json.loads((learned / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", "DDPMScheduler"]
+    (learned / "model_index.json").write_text(json.dumps(index))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"variance_type": "learned_range"}))
+    assert load(learned, tmp_path / "weights").sample(Block(7, 0, 0)).shape == (4, 3, 16, 16)
+
+
+def test_a_folder_without_its_files_is_refused(model: Path, tmp_path: Path) -> None:
+    for number, (lost, match) in enumerate(
+        [
+            ("model_index.json", "is no JSON file of a pipeline"),
+            ("transformer/config.json", "is no JSON file of a pipeline"),
+            ("transformer/diffusion_pytorch_model.safetensors", "can't be loaded .* complete the folder"),
+            ("vae/diffusion_pytorch_model.safetensors", "can't be loaded .* complete the folder"),
+        ]
+    ):
+        damaged = Path(shutil.copytree(model, tmp_path / f"model{number}"))
+        (damaged / lost).unlink()
+        with pytest.raises(ValueError, match=match) as raised:
+            load(damaged, tmp_path / f"weights{number}")
+        assert str(damaged) in str(raised.value)
+    nameless = Path(shutil.copytree(model, tmp_path / "nameless"))
+    (nameless / "transformer" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"has no num_embeds_ada_norm.*; complete the folder"):
+        load(nameless, tmp_path / "of-nameless")

@@ -182,7 +182,8 @@ def test_weights_that_can_not_be_had(offline: bool, tmp_path: Path, monkeypatch:
     with pytest.raises(ValueError, match="stable-diffusion-v1-5/stable-diffusion-v1-5") as raised:
         TextToImage().training_settings()
     assert time.monotonic() - start < 5
-    assert "hub" in str(raised.value)
+    assert str(Path("stable-diffusion-v1-5/stable-diffusion-v1-5").absolute()) in str(raised.value)
+    assert str(tmp_path / "hub") in str(raised.value)
     assert f"HF_HUB_OFFLINE is {'set' if offline else 'not set'}" in str(raised.value)
     with pytest.raises(ValueError, match="neither a folder nor an id"):
         TextToImage(model="../not/there").training_settings()
@@ -235,9 +236,37 @@ def test_folders_that_hold_no_whole_pipeline(model: Path, tmp_path: Path, damage
         ({"size": -8}, "size is -8"),
         ({"block_size": 0}, "block_size is 0"),
         ({"class_names": {"dog": "puppy"}}, "no class dog; known: cat, fire truck"),
-        ({"lora": "nowhere"}, "lora is nowhere.*safetensors"),
+        ({"lora": "nowhere"}, "^lora is .*nowhere, but there is no such folder with safetensors"),
     ],
 )
 def test_bad_settings_are_refused(model: Path, tmp_path: Path, settings: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         load(model, tmp_path / "weights", **settings)
+
+
+def test_a_relative_folder_is_found_from_elsewhere(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by an actor, which works in another folder than the driver."""
+    shutil.copytree(model, tmp_path / "near")
+    monkeypatch.chdir(tmp_path)
+    generator = TextToImage(model="near", lora="beside", **TINY)
+    assert (generator.model, generator.lora) == (str(tmp_path / "near"), str(tmp_path / "beside"))
+    assert TextToImage(model="some/id").model == "some/id"
+
+
+def test_images_that_the_safety_checker_blackens_are_counted(model: Path, tmp_path: Path) -> None:
+    sampler = load(model, tmp_path / "weights")
+    assert sampler.report() == {}
+    plain = type(sampler.pipeline).__call__
+
+    class Checked(type(sampler.pipeline)):
+        def __call__(self, *arguments: Any, **options: Any) -> Any:
+            made = plain(self, *arguments, **options)
+            made.nsfw_content_detected = [True, False, True, False]
+            return made
+
+    sampler.pipeline.__class__ = Checked
+    sampler.sample(Block(0, 0, 0))
+    sampler.sample(Block(0, 1, 0))
+    assert sampler.report() == {"blackened_images": 4}

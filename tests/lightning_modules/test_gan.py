@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from generators.training import fit_steps
 from lightning_modules.gan import ConditionalGAN, Discriminator, ImageGenerator
 
 
@@ -46,3 +47,28 @@ def test_the_losses_by_hand() -> None:
     right = [-math.log(sigmoid(2)), -math.log(sigmoid(0.5)), -math.log(1 - sigmoid(-3)), -math.log(1 - sigmoid(0.25))]
     assert bce.discriminator_loss(real, made).item() == pytest.approx(sum(right) / 2)
     assert bce.generator_loss(made).item() == pytest.approx(-(math.log(sigmoid(-3)) + math.log(sigmoid(0.25))) / 2)
+
+
+def test_each_networks_step_changes_its_own_weights_alone() -> None:
+    """One step of each on one batch, seen from the optimisers: what each may change, and that it does."""
+    torch.manual_seed(0)
+    module = ConditionalGAN(ImageGenerator(1, 8, 2, 4), Discriminator(1, 8, 2, 4), lr=0.1)
+    parts = {"generator": module.generator, "discriminator": module.discriminator}
+    changed: list[set[str]] = []
+
+    def weights() -> dict[str, list[torch.Tensor]]:
+        return {name: [value.detach().clone() for value in part.parameters()] for name, part in parts.items()}
+
+    class Watched(ConditionalGAN):
+        def _step(self, optimizer: object, loss: torch.Tensor) -> None:
+            before = weights()
+            super()._step(optimizer, loss)
+            after = weights()
+            changed.append(
+                {name for name in parts if any((a != b).any() for a, b in zip(before[name], after[name], strict=True))}
+            )
+
+    module.__class__ = Watched
+    images, labels = torch.randn(6, 1, 8, 8).clamp(-1, 1), torch.tensor([0, 1] * 3)
+    fit_steps(module, images, labels, 4, 2, lambda *told: None, seed=0)
+    assert changed == [{"discriminator"}, {"generator"}] * 2

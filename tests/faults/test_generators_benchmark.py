@@ -1,0 +1,26 @@
+"""The benchmark of the generator pool runs; what it measures here, beside other tests, is no measurement."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "experiments" / "benchmarks" / "generators.py"
+
+
+def test_the_generators_benchmark(tmp_path: Path) -> None:
+    words = ["--steps", "1", "--batch", "2", "--blocks", "1", "--turns", "1"]
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *words], cwd=tmp_path, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    rates = {kind: found[f"{kind}_images_s"] for kind in ("pipeline", "two_pipelines", "pool1", "pool2")}
+    assert min(rates.values()) > 0
+    assert found["ratio1"] == pytest.approx(rates["pool1"] / rates["pipeline"])
+    assert found["ratio2"] == pytest.approx(rates["pool2"] / rates["pipeline"])
+    assert found["ratio2_to_two_pipelines"] == pytest.approx(rates["pool2"] / rates["two_pipelines"])
