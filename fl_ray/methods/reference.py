@@ -5,7 +5,7 @@ generator's images alone.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -125,12 +125,28 @@ class PublicOnly(ServerOnly):
     """The same model on exactly the public real images that the generator saw.
 
     Without this row a table flatters synthesis: what synthetic images bring, the real ones behind them may bring, too.
+
+    Args:
+        server_epochs, train: see ``ServerOnly``.
+        part: ``public``, or the ``reserve`` (``data.reserve_fraction``) that generator ``real`` gives out.
     """
 
+    def __init__(
+        self,
+        server_epochs: int | None = None,
+        train: Trained = "full",
+        part: Literal["public", "reserve"] = "public",
+    ) -> None:
+        super().__init__(server_epochs, train)
+        self.part = part
+
     def own_images(self, run: RunContext) -> tuple[np.ndarray, np.ndarray]:
-        if len(run.data.public) == 0:
-            raise SettingError("public_only: data.public_fraction is 0, so there are no public images; raise it")
-        return run.data.public_images, run.data.public_labels
+        images, labels = run.data.server_part(self.part)
+        if len(labels) == 0:
+            raise SettingError(
+                f"public_only: data.{self.part}_fraction is 0, so there are no {self.part} images; raise it"
+            )
+        return images, labels
 
 
 class PromptsOnly(ServerOnly):

@@ -117,8 +117,8 @@ def downstream_report(output: Path, rows: Sequence[Mapping[str, Any]], targets: 
         "Does it matter?",
         html.table(*table),
         '<p class="note">Gain: final accuracy less that of FedAvg with the same seed, mean ± sample standard deviation '
-        "over seeds; so are the best round's accuracy less FedAvg's best, and rounds saved, over the seeds in which both "
-        "reached the target.</p>",
+        "over seeds; so are the best round's accuracy less FedAvg's best, and rounds saved, over the seeds in which "
+        "both reached the target.</p>",
         html.figure(
             save_svg(output, "gain", drawn), "Gain over FedAvg against each measure; bars: one standard deviation."
         ),

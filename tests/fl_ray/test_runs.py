@@ -252,3 +252,5 @@ def test_a_model_with_its_own_schedule_is_told(run_small: Run, monkeypatch: pyte
 def test_public_only_without_public_images(run_small: Run) -> None:
     with pytest.raises(SettingError, match="public_fraction is 0"):
         run_small(method__name="public_only", data__public_fraction=0.0)
+    with pytest.raises(SettingError, match=r"data.reserve_fraction is 0.*raise it"):
+        run_small(method__name="public_only", method__part="reserve")

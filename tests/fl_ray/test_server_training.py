@@ -115,17 +115,18 @@ def test_frozen_parts_take_no_gradient_and_stay_in_evaluation_mode() -> None:
     assert all(parameter.requires_grad for parameter in made.parameters())
 
 
-def test_a_linear_probe_is_logistic_regression_on_the_encoders_features(run_small: Run, start: str) -> None:
-    """By hand: SGD of a linear layer on what the encoder, in evaluation mode, makes of the public images."""
+@pytest.mark.parametrize("part", ["public", "reserve"])
+def test_a_linear_probe_is_logistic_regression_on_the_encoders_features(run_small: Run, start: str, part: str) -> None:
+    """By hand: SGD of a linear layer on what the encoder, in evaluation mode, makes of the server's images."""
     from fl_ray.data.parts import prepare
     from fl_ray.runtime.local_training import batches_of
 
     settings = {**SERVERS["public_only"], "rounds": 1, "training__local_epochs": 3, "training__momentum": 0.5}
-    experiment, _ = run_small(**settings, model__start=start)
+    experiment, _ = run_small(**settings, model__start=start, data__reserve_fraction=0.2, method__part=part)
     data = prepare(experiment.config.data, experiment.config.seed)
     made, training = module().eval(), experiment.config.training
-    x = ImageShape.of(data.source).normalise(data.public_images, torch.device("cpu"))
-    y = torch.from_numpy(data.public_labels)
+    images, labels = data.server_part(part)
+    x, y = ImageShape.of(data.source).normalise(images, torch.device("cpu")), torch.from_numpy(labels)
     with torch.no_grad():
         features = nn.Sequential(*list(made.network)[:-1])(x)
     head = made.network[-1]
