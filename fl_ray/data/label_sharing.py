@@ -19,13 +19,14 @@ _COUNT_BYTES = 8
 
 
 def add_laplace(counts: np.ndarray, epsilon: float, rng: np.random.Generator) -> np.ndarray:
-    """Counts with Laplace noise of scale 1/epsilon, rounded and clipped at 0; int64 [classes].
+    """Counts with Laplace noise of scale 2/epsilon, rounded; int64 [classes], which may be negative.
 
-    The Laplace mechanism (Dwork et al., TCC 2006). Neighbouring data sets differ by one sample that is there or not:
-    one count changes by 1, so the sensitivity of the vector (L1) is 1 and it is epsilon-differentially private as a
-    whole. Rounding and clipping come after the noise and cost nothing.
+    The Laplace mechanism (Dwork et al., TCC 2006). Neighbouring data sets have one sample replaced by another (their
+    size is told besides, for FedAvg's shares, so a sample that is there or not could not be hidden): two counts change
+    by 1, so the sensitivity of the vector (L1) is 2 and it is epsilon-differentially private as a whole. Rounding comes
+    after the noise and costs nothing.
     """
-    return np.maximum(0, np.rint(counts + rng.laplace(0.0, 1 / epsilon, counts.shape))).astype(np.int64)
+    return np.rint(counts + rng.laplace(0.0, 2 / epsilon, counts.shape)).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class SharedLabels:
       follows is made of that one answer, so ``epsilon`` is what a client has spent in the whole run, whatever its
       rounds. It covers these statistics alone: sizes (FedAvg's rho_n) and updates are sent as always. The noise is
       simulated: who knows the run's seed can take it off again.
+
+    What is negative is set to zero where a client's counts are looked at by themselves, and of sums only after they are
+    taken: clipped before, each absent class of each client would add half the noise's scale.
     """
 
     data: FederatedData
@@ -46,7 +50,14 @@ class SharedLabels:
     seed: int
 
     def of(self, clients: np.ndarray) -> np.ndarray:
-        """What the given clients have told, int64 [clients, classes]."""
+        """What the given clients have told, at least 0; int64 [clients, classes]."""
+        return np.maximum(0, self._told(clients))
+
+    def total(self, clients: np.ndarray) -> np.ndarray:
+        """The sum over the given clients, at least 0; int64 [classes]."""
+        return np.maximum(0, self._told(clients).sum(axis=0))
+
+    def _told(self, clients: np.ndarray) -> np.ndarray:
         counts = self.data.counts(clients)
         if self.level == "presence":
             return (counts > 0).astype(np.int64)
@@ -59,7 +70,7 @@ class SharedLabels:
     @cached_property
     def overall(self) -> np.ndarray:
         """The sum over all clients, int64 [classes]."""
-        return self.of(np.arange(len(self.data.partition))).sum(axis=0)
+        return self.total(np.arange(len(self.data.partition)))
 
     def distances(self, clients: np.ndarray) -> np.ndarray:
         """EMD_n = sum_c |p_n(c) - p_g(c)| of each client, in [0, 2]."""
@@ -74,4 +85,5 @@ class SharedLabels:
     def note(self) -> dict[str, Any]:
         """For the summary; an ``epsilon_spent`` of None is no guarantee of privacy."""
         spent = self.epsilon if self.level == "noisy" else None
-        return {"level": self.level, "bytes_per_client": self.bytes_per_client, "epsilon_spent": spent}
+        note = {"level": self.level, "bytes_per_client": self.bytes_per_client, "epsilon_spent": spent}
+        return note | ({"hides": "one sample replaced by another; not the size"} if spent is not None else {})

@@ -130,7 +130,7 @@ class GenFL(FedAvg):
             return
         amount = min(self.images_per_round, self.max_images - int(self._made.sum()))
         if amount > 0:
-            counts = self._labels.of(cohort).sum(axis=0)
+            counts = self._labels.total(cohort)
             self._made = self._made + class_amounts(self.class_choice, counts, self._made, amount)
             self._images = self._fetch(run)
         run.notes["synthetic_images"] = self._made.tolist()

@@ -48,9 +48,9 @@ def test_presence_tells_no_amount(data: FederatedData) -> None:
 
 
 def test_laplace_noise_has_its_mean_and_scale() -> None:
-    """Of 1/epsilon = 5: mean 0, mean size 5, standard deviation 5 sqrt(2), and a tail of exp(-3) beyond 15."""
+    """Of 2/epsilon = 5: mean 0, mean size 5, standard deviation 5 sqrt(2), and a tail of exp(-3) beyond 15."""
     counts = np.full(10, 1000)
-    draws = [add_laplace(counts, 0.2, numpy_generator(0, "label_sharing", client)) - 1000 for client in range(4000)]
+    draws = [add_laplace(counts, 0.4, numpy_generator(0, "label_sharing", client)) - 1000 for client in range(4000)]
     noise = np.stack(draws).astype(float)
     assert noise.mean() == pytest.approx(0, abs=0.15)
     assert np.abs(noise).mean() == pytest.approx(5, rel=0.02)
@@ -67,6 +67,13 @@ def test_noise_is_clipped_and_drawn_once(data: FederatedData) -> None:
     assert (first != data.counts()).any()
     assert (noisy.of(np.array([5, 2])) == first[[5, 2]]).all()  # whoever is asked for with it, and however often
     assert (shared(data, "noisy", 0.1, seed=1).of(EVERYBODY) != first).any()
+    # Sums are clipped when they are taken: an absent class adds noise of mean zero, not half its scale.
+    raw = np.stack(
+        [add_laplace(row, 0.1, numpy_generator(0, "label_sharing", n)) for n, row in enumerate(data.counts())]
+    )
+    assert raw.min() < 0
+    assert (noisy.overall == np.maximum(0, raw.sum(axis=0))).all()
+    assert (noisy.total(np.array([5, 2])) == np.maximum(0, raw[[5, 2]].sum(axis=0))).all()
     near = shared(data, "noisy", epsilon=1e6).of(EVERYBODY)
     assert (near == data.counts()).all()
 
@@ -79,7 +86,8 @@ def test_a_run_uses_and_reports_what_was_shared(run_small: Run) -> None:
     noisy, private = run_small(**settings, method__label_sharing="noisy", method__epsilon=0.05)
     _, present = run_small(**settings, method__label_sharing="presence")
     assert told["label_sharing"] == {"level": "counts", "bytes_per_client": 80, "epsilon_spent": None}
-    assert private["label_sharing"] == {"level": "noisy", "bytes_per_client": 80, "epsilon_spent": 0.05}
+    hides = {"hides": "one sample replaced by another; not the size"}
+    assert private["label_sharing"] == {"level": "noisy", "bytes_per_client": 80, "epsilon_spent": 0.05} | hides
     assert told["bytes_up"] - present["bytes_up"] == 6 * (80 - 2)
     assert len({str(summary["synthetic_images"]) for summary in (told, private, present)}) == 3
     assert len({summary["kappa2"][0] for summary in (told, private, present)}) == 3
