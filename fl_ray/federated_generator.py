@@ -28,10 +28,10 @@ from fl_ray.runtime.base import Runtime
 from fl_ray.server import checkpoint_of, rounds
 from fl_ray.synthesis import Synthesis
 from generators.base import FederatedTraining, settings_digest
+from generators.cache import COST_FILE
 
 __all__ = ["ClientsTrainGenerator", "make_synthesis", "recipe_synthesis"]
 
-COST_FILE = "federated.json"
 _RESULTS = ("model", "method", "training", "rounds", "clients_per_round", "sampling", "clock", "fleet", "seed")
 _EVERY = 5  # rounds between checkpoints
 

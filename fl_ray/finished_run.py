@@ -116,7 +116,13 @@ class FinishedRun:
         return found
 
     def _check_generator(self, synthesis: Synthesis) -> None:
-        then = self.folder.summary()["synthesis"]["key"]
+        made = self.folder.summary()["synthesis"]
+        then = made["key"]
+        if then == synthesis.key and made.get("weights", synthesis.weights) != synthesis.weights:
+            raise OutputError(
+                f"{self.folder.path}: the generator has been trained anew since the run, and has come out with other "
+                f"weights (SHA-256 {made['weights'][:12]} then, {synthesis.weights[:12]} now); run it again"
+            )
         if then != synthesis.key:
             raise OutputError(
                 f"{self.folder.path}: the generator is not the run's (key {then} then, {synthesis.key} now): it was "

@@ -14,7 +14,7 @@ from fl_ray.synthesis import Synthesis
 
 __all__ = ["MANIFEST_COLUMNS", "export_images"]
 
-MANIFEST_COLUMNS = ("file", "class", "index", "seed", "generator_key", "sampling_key", "prompt", "sha256")
+MANIFEST_COLUMNS = ("file", "class", "index", "seed", "generator_key", "weights", "sampling_key", "prompt", "sha256")
 
 
 def export_images(synthesis: Synthesis, per_class: int, seed: int, folder: Path) -> int:
@@ -23,12 +23,13 @@ def export_images(synthesis: Synthesis, per_class: int, seed: int, folder: Path)
     ``manifest.csv`` has a row for each, in the order in which they are there (not by index, where a pool makes them),
     with a SHA-256 of the file. Memory does not grow with their number.
     """
-    classes, keys, written = synthesis.data.source.classes, (synthesis.key, synthesis.sampling_key), 0
+    classes, written = synthesis.data.source.classes, 0
     counts = np.full(len(classes), per_class)
     with (folder / "manifest.csv").open("w", newline="", encoding="utf-8") as stream:
         manifest = csv.writer(stream)
         manifest.writerow(MANIFEST_COLUMNS)
         for block, images in synthesis.stream(counts, seed):
+            keys = synthesis.key, synthesis.weights, synthesis.sampling_key
             name = _folder_name(classes[block.label])
             (folder / name).mkdir(exist_ok=True)
             for index, image in enumerate(images, block.number * synthesis.generator.block_size):

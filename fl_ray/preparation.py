@@ -127,8 +127,10 @@ def restore(found: Checkpoint, context: RunContext, method: Method) -> np.ndarra
     if found.state.get("schedule"):
         context.schedule.load_state(found.state["schedule"], context)
     made = found.notes.get("generator")
-    if made is not None and context.synthesis is not None and made != context.synthesis.keys():
+    synthesis = context.synthesis
+    if made is not None and synthesis is not None and made != [*synthesis.keys(), synthesis.weights]:
         context.progress.message(
-            "the generator or its images are not those of the run so far; the device may be another"
+            "the generator or its images are not those of the run so far; the device may be another, or the generator "
+            "was trained anew"
         )
     return found.weights

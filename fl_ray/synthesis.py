@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,16 +33,16 @@ from fl_ray.recipes import build
 from fl_ray.registry import code_hash
 from fl_ray.run_folder import environment
 from generators.base import Block, Generator, RealImages, TrainingImages, settings_digest
-from generators.cache import BlockCache, folder_digest, stored_folder
+from generators.cache import TRAINED_FILE, BlockCache, stored_folder, weights_hash
 
 if TYPE_CHECKING:
     from generators.guidance.generator import GuideSource
     from generators.guidance.sampling import GuidanceSettings
 
-__all__ = ["TRAINED_FILE", "FederatedGenerator", "Synthesis", "cache_root"]
+__all__ = ["FederatedGenerator", "Synthesis", "cache_root"]
 
-TRAINED_FILE = "trained.json"  # beside the weights: their hash, and what their training took
-FORMAT = 5  # of the cache; raised when the code that makes weights or images changes what it makes
+_TIMINGS = 3  # of the seconds for an image
+FORMAT = 6  # of the cache; raised when the code that makes weights or images changes what it makes
 
 
 def cache_root(config: GeneratorConfig | None) -> Path:
@@ -231,7 +232,7 @@ class Synthesis:
             if brought:
                 return
             self._train(draft)
-            noted = {"seconds": time.perf_counter() - start, "sha256": folder_digest(draft, TRAINED_FILE)}
+            noted = {"seconds": time.perf_counter() - start, "sha256": weights_hash(draft)}
             (draft / TRAINED_FILE).write_text(json.dumps(noted), encoding="utf-8")
 
         with self._as_setting_error():
@@ -239,21 +240,33 @@ class Synthesis:
         if trained:
             self.train_seconds = time.perf_counter() - start
             self.progress.message(f"generator ready after {self.train_seconds:.0f} s, kept in {folder}")
-        if not self._weights_hash:
-            self._weights_hash = self._checked(folder)
+        if trained or not self._weights_hash:
+            found = self._checked(folder)
+            if self._weights_hash not in ("", found):
+                raise SettingError(
+                    f"generator {self.config.name}: its weights in {folder} were taken away and trained anew while "
+                    "this run used them, and have come out with other bits; run again"
+                )
+            self._weights_hash = found
         if self._store is not None and not brought and not self._published:
             self._publish(self._store, folder, again=trained)
         return folder
 
     def _checked(self, folder: Path) -> str:
         """The hash of the weights, which are as they were written."""
-        found, noted = folder_digest(folder, TRAINED_FILE), self._noted(folder)["sha256"]
+        found, noted = weights_hash(folder), self._noted(folder)["sha256"]
         if found != noted:
             raise SettingError(
                 f"generator {self.config.name}: its weights in {folder} are damaged (SHA-256 {found[:12]}, but "
                 f"{noted[:12]} was written); remove that folder to have it trained again"
             )
         return found
+
+    @property
+    def weights(self) -> str:
+        """The hash of the trained generator's weights."""
+        self.prepare()
+        return self._weights_hash
 
     @staticmethod
     def _noted(folder: Path) -> dict[str, Any]:
@@ -385,7 +398,7 @@ class Synthesis:
 
         folder = self.prepare()
         if not self.on_ray:
-            self._pool = LocalPool(self.generator, folder, self.sampled_on, self.threads)
+            self._pool = LocalPool(self.generator, folder, self.sampled_on, self.threads, self._weights_hash)
             return self._pool
         import ray
 
@@ -400,7 +413,15 @@ class Synthesis:
         threads, timeout = self.threads, self.config.pool.timeout_s
         try:
             self._pool = GeneratorPool(
-                self.generator, folder, pool.actors, pool.cpus, pool.gpus, threads, timeout, self.sampled_on
+                self.generator,
+                folder,
+                pool.actors,
+                pool.cpus,
+                pool.gpus,
+                threads,
+                timeout,
+                self.sampled_on,
+                self._weights_hash,
             )
         except TimeoutError as error:
             raise PlacementError(
@@ -410,23 +431,27 @@ class Synthesis:
         return self._pool
 
     def seconds_per_image(self, seed: int) -> float:
-        """Wall seconds of the whole pool for an image, measured now on blocks that are made past the cache."""
+        """Wall seconds of the whole pool for an image, measured now on blocks that are made past the cache (median)."""
         pool, count = self._start_pool(), self.config.pool.actors if self.on_ray else 1
         blocks = [Block(seed, number % self.data.num_classes, 0) for number in range(count)]
         for _ in pool.make(blocks):  # the first images of a process take longer
             pass
-        start = time.perf_counter()
-        made = sum(len(images) for _, images in pool.make(blocks))
-        return (time.perf_counter() - start) / made
+        found = []
+        for _ in range(_TIMINGS):
+            start = time.perf_counter()
+            made = sum(len(images) for _, images in pool.make(blocks))
+            found.append((time.perf_counter() - start) / made)
+        return statistics.median(found)
 
     def keys(self) -> list[str]:
-        """What fixes the images that were made: the keys of the trained generator and of its sampling."""
+        """What the recipe says of the images: the keys of the trained generator and of its sampling."""
         return [self.key, f"images-{self.sampling_key}"]
 
     def report(self) -> dict[str, float | str]:
         """What was done, for summary.json; seconds are of this run alone (0 where the cache had everything)."""
         return {
             "key": self.key,
+            "weights": self._weights_hash,
             "real_images": len(self._learned.labels),
             **self._real_images_by_domain(),
             "train_seconds": self.train_seconds,

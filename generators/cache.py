@@ -21,13 +21,17 @@ from safetensors.numpy import save
 
 from generators.base import Block
 
-__all__ = ["BlockCache", "folder_digest", "stored_folder", "write_whole"]
+__all__ = ["COST_FILE", "TRAINED_FILE", "BlockCache", "stored_folder", "weights_hash", "write_whole"]
+
+TRAINED_FILE = "trained.json"  # beside the weights: their hash, and what their training took
+COST_FILE = "federated.json"  # beside the weights: what their training has cost the clients
 
 
-def folder_digest(folder: Path, leave_out: str) -> str:
-    """SHA-256 of the names and contents of all files below a folder, but for one name."""
+def weights_hash(folder: Path) -> str:
+    """SHA-256 of the names and contents of all files below a generator's folder, but for what tells of its training."""
     made = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != leave_out):
+    about = (TRAINED_FILE, COST_FILE)
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in about):
         made.update(f"{path.relative_to(folder).as_posix()} {path.stat().st_size} ".encode())
         with path.open("rb") as stream:
             made.update(hashlib.file_digest(stream, "sha256").digest())
@@ -117,6 +121,8 @@ class BlockCache:
         try:
             with safe_open(path, "numpy") as file:
                 header, images = file.metadata() or {}, file.get_tensor("images")
+        except FileNotFoundError:  # taken away meanwhile
+            return None
         except SafetensorError:
             header, images = {}, np.empty(0, dtype=np.uint8)
         if images.dtype != np.uint8 or not self._fixed(block, images).items() <= header.items():

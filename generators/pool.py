@@ -14,6 +14,7 @@ import torch
 from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
 
 from generators.base import Block, Generator, Sampler
+from generators.cache import weights_hash
 
 __all__ = ["ActorsLostError", "GeneratorPool", "LocalPool"]
 
@@ -32,14 +33,20 @@ class LocalPool:
     Args:
         device: on which images are made; default: CUDA where it is.
         threads: torch threads that make them; default: as many as there are set.
+        weights: hash that the folder's weights must have; default: any.
     """
 
     def __init__(
-        self, generator: Generator, folder: Path, device: str | None = None, threads: int | None = None
+        self,
+        generator: Generator,
+        folder: Path,
+        device: str | None = None,
+        threads: int | None = None,
+        weights: str | None = None,
     ) -> None:
         here = "cuda" if torch.cuda.is_available() else "cpu"
         self._threads = threads
-        self._sampler = generator.load(folder, torch.device(device or here))
+        self._sampler = _load(generator, folder, device or here, weights)
 
     def make(self, blocks: Iterable[Block]) -> Iterator[tuple[Block, np.ndarray]]:
         """Every block with its images, as they are made."""
@@ -64,9 +71,9 @@ class LocalPool:
 class _GeneratorActor:
     """Loads in a call, not in its constructor: what the generator raises then reaches the driver as it is."""
 
-    def __init__(self, generator: Generator, folder: Path, threads: int, device: str) -> None:
+    def __init__(self, generator: Generator, folder: Path, threads: int, device: str, weights: str | None) -> None:
         torch.set_num_threads(threads)
-        self.generator, self.folder, self.device = generator, folder, device
+        self.generator, self.folder, self.device, self.weights = generator, folder, device, weights
         self._sampler: Sampler | None = None
 
     def started(self) -> None:
@@ -80,7 +87,7 @@ class _GeneratorActor:
                     f"an actor on {ray.util.get_node_ip_address()} has a share of a GPU, but PyTorch finds no CUDA "
                     "there; install a build of torch for it, or set generator.pool.gpus to 0"
                 )
-            self._sampler = self.generator.load(self.folder, torch.device(self.device))
+            self._sampler = _load(self.generator, self.folder, self.device, self.weights)
         return self._sampler
 
     def warm_up(self) -> None:
@@ -92,6 +99,13 @@ class _GeneratorActor:
 
     def report(self) -> dict[str, float]:
         return self.load().report()
+
+
+def _load(generator: Generator, folder: Path, device: str, weights: str | None) -> Sampler:
+    """A sampler of the weights that are expected: another process may have trained them anew, with other bits."""
+    if weights is not None and weights_hash(folder) != weights:
+        raise ValueError(f"the weights in {folder} are not those that it began with; run again")
+    return generator.load(folder, torch.device(device))
 
 
 def _result(reference: ray.ObjectRef) -> Any:
@@ -117,11 +131,12 @@ class GeneratorPool:
         threads: torch threads of each.
         timeout_s: for Ray to start them; loading the generator is not counted.
         device: on which they make images: ``cpu`` or ``cuda``.
+        weights: hash that the folder's weights must have; default: any.
 
     Raises:
         TimeoutError: Ray did not start all actors in time: others hold the resources.
         ActorsLostError: an actor died too often while it loaded.
-        ValueError: as ``Generator.load``; or there is no such device.
+        ValueError: as ``Generator.load``; or there is no such device, or the weights are others.
     """
 
     def __init__(
@@ -134,9 +149,10 @@ class GeneratorPool:
         threads: int,
         timeout_s: float,
         device: str = "cpu",
+        weights: str | None = None,
     ) -> None:
         kind = _GeneratorActor.options(num_cpus=cpus, num_gpus=gpus, max_restarts=_RESTARTS, max_task_retries=_RESTARTS)
-        self._actors = {number: kind.remote(generator, folder, threads, device) for number in range(actors)}
+        self._actors = {number: kind.remote(generator, folder, threads, device, weights) for number in range(actors)}
         with ExitStack() as unless_ready:
             unless_ready.callback(self.close)
             self._start(actors, timeout_s)

@@ -145,7 +145,8 @@ def fit_steps(
             signal.signal(signal.SIGINT, handler)
             raise KeyboardInterrupt from ended
     if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
+        for left in (checkpoint, checkpoint.with_suffix(".draft")):
+            left.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -13,11 +13,10 @@ from safetensors.torch import load_file
 
 from fl_ray.config import RayConfig, RunConfig, RuntimeConfig
 from fl_ray.experiment import Experiment
-from fl_ray.federated_generator import COST_FILE
 from fl_ray.progress import Progress
 from fl_ray.runtime.ray_backend import RayRuntime
 from fl_ray.runtime.start import open_runtime
-from fl_ray.synthesis import TRAINED_FILE
+from generators.cache import COST_FILE, TRAINED_FILE
 
 Run = Callable[..., tuple[Experiment, dict]]
 GENFL = {"method__name": "genfl", "method__images_per_round": 10, "method__max_images": 10, "rounds": 1}

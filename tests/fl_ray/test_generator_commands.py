@@ -26,7 +26,8 @@ from fl_ray.data.parts import prepare
 from fl_ray.errors import SettingError
 from fl_ray.image_export import export_images
 from fl_ray.progress import Progress
-from fl_ray.synthesis import TRAINED_FILE, Synthesis
+from fl_ray.synthesis import Synthesis
+from generators.cache import TRAINED_FILE
 from tests.conftest import TINY_GENERATOR, Call
 from tests.fl_ray.own import Heard
 from tests.generators.tiny_pipelines import text_pipeline

@@ -11,7 +11,7 @@ import pytest
 from safetensors import safe_open
 
 from generators.base import Block
-from generators.cache import BlockCache, folder_digest, stored_folder
+from generators.cache import COST_FILE, TRAINED_FILE, BlockCache, stored_folder, weights_hash
 
 BLOCK = Block(5, 1, 2)
 IMAGES = np.arange(2 * 3 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3, 3)
@@ -103,18 +103,23 @@ def test_images_of_other_weights_are_not_taken(tmp_path: Path) -> None:
 
 
 def test_a_folders_hash_is_of_names_and_contents(tmp_path: Path) -> None:
+    """But for the files that tell of the training, whose seconds are never the same."""
     for name in ("one", "two"):
         (tmp_path / name / "deep").mkdir(parents=True)
         (tmp_path / name / "deep" / "file").write_bytes(b"abc")
-        (tmp_path / name / "left.json").write_text(name)
+        for about in (TRAINED_FILE, COST_FILE):
+            (tmp_path / name / about).write_text(name)
     one, two = tmp_path / "one", tmp_path / "two"
-    assert folder_digest(one, "left.json") == folder_digest(two, "left.json")
-    assert folder_digest(one, "") != folder_digest(two, "")
+    assert weights_hash(one) == weights_hash(two)
     (two / "deep" / "file").rename(two / "file")
-    assert folder_digest(one, "left.json") != folder_digest(two, "left.json")
-    (two / "file").write_bytes(b"abd")
+    assert weights_hash(one) != weights_hash(two)
     (one / "deep" / "file").rename(one / "file")
-    assert folder_digest(one, "left.json") != folder_digest(two, "left.json")
+    assert weights_hash(one) == weights_hash(two)
+    (two / "file").write_bytes(b"abd")
+    assert weights_hash(one) != weights_hash(two)
+    (two / "file").write_bytes(b"abc")
+    (two / "more").write_bytes(b"")
+    assert weights_hash(one) != weights_hash(two)
 
 
 def test_many_writers_of_one_block_leave_one_whole_file(tmp_path: Path) -> None:

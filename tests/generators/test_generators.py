@@ -321,6 +321,30 @@ def test_weights_that_are_trained_anew_make_all_images_anew(small: Callable[...,
     assert (after != before).any()
 
 
+def test_weights_that_another_training_has_put_in_their_place_are_refused(
+    small: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    """Between the run's preparation and its first images; by another process, and by the run itself."""
+    config = small(with_generator=True, generator__cache=str(tmp_path))
+    counts = np.array([1] + [0] * 9)
+
+    def source(steps: int) -> Synthesis:
+        made = Synthesis(config.generator, data_of(config), Progress(False), on_ray=False, threads=1)
+        made.generator.train_steps = steps  # stands for a machine whose training ends in other bits
+        return made
+
+    for by_itself in (False, True):
+        run = source(30)
+        shutil.rmtree(run.prepare())
+        if by_itself:
+            run.generator.train_steps = 31
+        else:
+            source(31).prepare()
+        with pytest.raises(SettingError, match="run again"):
+            run.images(counts, seed=0)
+        shutil.rmtree(run.folder / "weights")
+
+
 def test_threads_have_images_of_their_own(small: Callable[..., RunConfig]) -> None:
     config = small(with_generator=True)
     one, two = (Synthesis(config.generator, data_of(config), Progress(False), False, threads) for threads in (1, 2))
