@@ -250,14 +250,33 @@ def _is_done(output: Path, label: str, config: RunConfig) -> bool:
     return RunFolder(run_folder_of(output, label, config.seed)).finished()
 
 
+def _is_same_run(folder: RunFolder, known: RunFolder) -> bool:
+    own, other = folder.summary(), known.summary()
+    if own["seed"] != other["seed"]:
+        return False
+    if not same_settings(folder.config(), known.config()):
+        raise OutputError(
+            f"{folder.path} and {known.path} are both {own['label']!r} with seed {own['seed']}, but their settings "
+            "differ; report on them one by one"
+        )
+    return True
+
+
 def rows_of_runs(
     folders: Sequence[RunFolder],
 ) -> tuple[list[dict[str, Any]], dict[str, list[RunFolder]], list[float]]:
-    """A row of the comparison per label, in order of first appearance; finished folders by label; all targets."""
+    """A row of the comparison per label, in order of first appearance; finished folders by label; all targets. The same
+    run in two folders counts once: it would pass for two seeds.
+
+    Raises:
+        OutputError: two runs of one label and seed have different settings.
+    """
     by_label: dict[str, list[RunFolder]] = {}
     for folder in folders:
         if folder.finished():
-            by_label.setdefault(folder.summary()["label"], []).append(folder)
+            members = by_label.setdefault(folder.summary()["label"], [])
+            if not any(_is_same_run(folder, known) for known in members):
+                members.append(folder)
     targets = sorted(
         {target for members in by_label.values() for folder in members for target in folder.config().targets}
     )

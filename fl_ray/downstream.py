@@ -21,7 +21,7 @@ from fl_ray.summary import mean_std, outcome, target_key
 __all__ = ["MEASURES", "gains_of_runs", "rank_correlations", "with_measures"]
 
 BASELINE = "fedavg"
-MEASURES = (
+QUALITY = (
     "domain_shift",
     "fid",
     "kid",
@@ -31,9 +31,8 @@ MEASURES = (
     "clip_score",
     "closer_to_public",
     "closer_to_clients",
-    "training_s",
-    "sampling_s_per_image",
 )
+MEASURES = (*QUALITY, "training_s", "sampling_s_per_image")
 _SETTING = ("data", "model", "training", "rounds", "clients_per_round")
 _LEAST = 3  # labels that a rank correlation is taken over
 
@@ -49,17 +48,17 @@ def gains_of_runs(
         where: what names the folders in messages.
 
     Returns:
-        Columns as of a comparison; ``gain`` (final accuracy less FedAvg's), ``best_gain`` (of the best round of each:
-        under skew FedAvg's accuracy swings from round to round, and whatever damps that gains in the last one) and
-        ``rounds_saved_to_T`` (FedAvg's rounds less the label's, over seeds in which both reached T), each ``_mean`` and
-        ``_std``; and ``group``: labels that differ in nothing but their generators have the same.
+        Columns as of a comparison; ``gain`` (final accuracy less FedAvg's), ``late_gain`` (of the mean of the last
+        quarter of the rounds, see ``fl_ray.summary.outcome``) and ``rounds_saved_to_T`` (FedAvg's rounds less the
+        label's, over seeds in which both reached T), each ``_mean`` and ``_std``; and ``group``: labels that differ in
+        nothing but their generators have the same.
 
     Raises:
         OutputError: runs of a label or of FedAvg are missing, or were made with other settings.
     """
     results, by_label, targets = rows_of_runs(folders)
     results_of = {row["label"]: row for row in results}
-    baseline = next((row["label"] for row in results if row["method"] == BASELINE), None)
+    baseline = next((row["label"] for row in results if _is_plain(by_label[row["label"]][0].config())), None)
     if baseline is None:
         raise OutputError(
             f"--runs {where}: no finished run of {BASELINE}, which a gain is counted from; add {{label: FedAvg, "
@@ -83,6 +82,13 @@ def gains_of_runs(
         gains = _gains(_outcomes(runs, targets), plain, targets)
         found.append({**results_of[label], **gains, "group": groups.index(beside)})
     return found, targets
+
+
+def _is_plain(config: RunConfig) -> bool:
+    """Whether it is FedAvg as it stands, whose server takes the average."""
+    settings = config.method.settings
+    own_server = settings.get("server_optimizer", "sgd") != "sgd" or settings.get("server_lr") not in (None, 1, 1.0)
+    return config.method.name == BASELINE and not own_server
 
 
 def with_measures(gains: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -115,7 +121,7 @@ def _gains(
     pairs = [(own[seed], plain[seed]) for seed in own]
     gains = {
         name: [a[of] - b[of] for a, b in pairs]
-        for name, of in (("gain", "final_accuracy"), ("best_gain", "best_accuracy"))
+        for name, of in (("gain", "final_accuracy"), ("late_gain", "late_accuracy"))
     }
     for key in map(target_key, targets):
         both = [(a["targets"][key], b["targets"][key]) for a, b in pairs if a["targets"][key] and b["targets"][key]]
@@ -127,17 +133,17 @@ def _gains(
 
 
 def rank_correlations(rows: Sequence[Mapping[str, Any]], targets: Sequence[float]) -> list[dict[str, Any]]:
-    """Spearman's rank correlation of each measure with each gain, over the labels of a group.
+    """Spearman's rank correlation of each measure of quality with each gain, over the labels of a group.
 
     Returns:
         Rows of ``group``, ``measure``, ``gain`` (its column), ``levels`` (labels that have both) and ``spearman``: None
         where there are fewer than three levels, or one side is the same for all.
     """
-    gains = ["gain_mean", "best_gain_mean", *(f"rounds_saved_to_{target_key(target)}_mean" for target in targets)]
+    gains = ["gain_mean", "late_gain_mean", *(f"rounds_saved_to_{target_key(target)}_mean" for target in targets)]
     found = []
     for group in sorted({row["group"] for row in rows if row["group"] is not None}):
         members = [row for row in rows if row["group"] == group]
-        for name in MEASURES:
+        for name in QUALITY:
             for gain in gains if any(name in row for row in members) else []:
                 pairs = [(row.get(name), row[gain]) for row in members]
                 known = [pair for pair in pairs if None not in pair]

@@ -22,8 +22,8 @@ def confidence_interval(values: Sequence[float], level: float = 0.95) -> tuple[f
     return mean, float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * error
 
 
-def compare_pairs(own: Mapping[int, float], other: Mapping[int, float]) -> dict[str, Any]:
-    """The difference own - other over the seeds that both have: mean, half width of its 95 % interval, and p.
+def compare_pairs(own: Mapping[Any, float], other: Mapping[Any, float]) -> dict[str, Any]:
+    """The difference own - other over the keys (seeds) that both have: mean, half width of its 95 % interval, and p.
 
     p is that of the two-sided paired t-test. It is None for fewer than three pairs, and where all differ by the same.
     """

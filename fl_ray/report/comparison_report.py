@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,17 @@ from fl_ray.report import page as html
 from fl_ray.report.figures import accuracy_figure, save_svg
 from fl_ray.report.run_report import clients_section, partition_section, samples_section
 from fl_ray.run_folder import RunFolder
-from fl_ray.summary import CLIENT_RESULTS, DOMAIN, METHOD_RESULTS, spread_text, target_key
+from fl_ray.summary import CLIENT_RESULTS, DOMAIN, METHOD_RESULTS, outcome, spread_text, target_key
 
 __all__ = ["LEGEND", "comparison_report", "comparison_table", "difference_table", "markdown_table"]
 
 Table = tuple[list[str], list[list[str]]]
 LEGEND = "Mean ± standard deviation over seeds; means of rounds are over the seeds that reached the target."
-_PAIRED = {"final_accuracy": "final accuracy", "best_accuracy": "best"}
+_PAIRED = {"final_accuracy": "final accuracy", "late_accuracy": "late accuracy"}
 _PAIRED_LEGEND = (
-    "Differences over the seeds that both have: mean ± half width of Student's 95 % interval; p: two-sided paired "
-    "t-test, from three pairs on, not corrected for several comparisons."
+    "Differences over the seeds that both have, on the same partition: mean ± half width of Student's 95 % interval; "
+    "p: two-sided paired t-test, from three pairs on, not corrected for several comparisons. Late: mean over the last "
+    "quarter of the rounds. Rounds: over the seeds in which both reached the target, in brackets where these are fewer."
 )
 
 
@@ -64,31 +65,50 @@ def comparison_table(rows: Sequence[dict[str, Any]], targets: Sequence[float], b
     return columns, cells
 
 
-def difference_table(by_label: dict[str, list[RunFolder]], baseline: str | None = None) -> Table | None:
+def difference_table(
+    by_label: dict[str, list[RunFolder]], targets: Sequence[float], baseline: str | None = None
+) -> Table | None:
     """How far each row is from the baseline (default: the first), seed by seed: seeds differ in partition and draws, so
-    that rows can be told apart where their spreads overlap. None where no row has two seeds of the baseline's.
+    that rows can be told apart where their spreads overlap. Seeds whose partitions differ are no pair. None where no
+    row has two pairs.
     """
-    found: dict[str, dict[str, dict[int, float]]] = {}
+    found: dict[str, dict[str, dict[tuple[int, str], float]]] = {}
     for label, members in by_label.items():
-        summaries = [folder.summary() for folder in members]
-        found[label] = {
-            name: {each["seed"]: each[name] for each in summaries if each[name] is not None} for name in _PAIRED
-        }
+        found[label] = {}
+        for folder in members:
+            summary, ended = folder.summary(), outcome(folder.history(), targets)
+            values = {name: ended[name] for name in _PAIRED}
+            values |= {key: hit and hit["rounds"] for key, hit in ended["targets"].items()}
+            for name, value in values.items():
+                of_seed = found[label].setdefault(name, {})
+                if value is not None:
+                    of_seed[summary["seed"], summary["partition"]] = value
     baseline = next(iter(found)) if baseline is None else baseline
     columns = ["run", "pairs"]
     for title in _PAIRED.values():
-        columns += [f"{title}, less that of {baseline} [points]", "p"]
+        columns += [f"{title} less {baseline}'s [points]", "p"]
+    columns += [f"rounds to {target:.0%} less {baseline}'s" for target in targets]
     cells = []
-    for label in found:
-        pairs = [compare_pairs(found[label][name], found[baseline][name]) for name in _PAIRED]
-        if label == baseline or pairs[0]["pairs"] < 2:
+    for label, own in found.items():
+        pairs = {name: compare_pairs(values, found[baseline][name]) for name, values in own.items()}
+        count = pairs["final_accuracy"]["pairs"]
+        if label == baseline or count < 2:
             continue
-        line = [label, str(pairs[0]["pairs"])]
-        for pair in pairs:
-            line.append(f"{100 * pair['difference']:+.2f} ± {100 * pair['half_width']:.2f}")
-            line.append(p_text(pair["p"]))
+        line = [label, str(count)]
+        for name in _PAIRED:
+            line += [_difference(pairs[name], 100, 2), p_text(pairs[name]["p"])]
+        for key in map(target_key, targets):
+            reached = pairs[key]["pairs"]
+            line.append(_difference(pairs[key], 1, 1) + (f" ({reached})" if reached < count else ""))
         cells.append(line)
     return (columns, cells) if cells else None
+
+
+def _difference(pair: Mapping[str, Any], scale: float, digits: int) -> str:
+    if pair["difference"] is None:
+        return "–"
+    text = f"{scale * pair['difference']:+.{digits}f}"
+    return text if pair["half_width"] is None else f"{text} ± {scale * pair['half_width']:.{digits}f}"
 
 
 def comparison_report(output: Path, folders: Sequence[RunFolder], baseline: str | None = None) -> Table:
@@ -106,7 +126,7 @@ def comparison_report(output: Path, folders: Sequence[RunFolder], baseline: str 
         raise OutputError(f"{', '.join(str(folder.path) for folder in folders)}: no finished run to report on")
     write_comparison_csv(rows, output / "comparison.csv")
     brief = comparison_table(rows, targets, brief=True)
-    differences = difference_table(by_label, baseline)
+    differences = difference_table(by_label, targets, baseline)
     text = f"{markdown_table(*brief)}\n{LEGEND}\n"
     if differences is not None:
         text += f"\n{markdown_table(*differences)}\n{_PAIRED_LEGEND}\n"

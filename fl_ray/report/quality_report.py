@@ -36,9 +36,11 @@ _NOTES = (
     "chance). FID, KID (± standard error), precision and recall (k = 3, mean over classes) compare features with those "
     "of as many real test images of each class; compare them within this table only. CAS: test accuracy of the "
     "recipe's model after training on these images alone. Closer to ...: share of images that are nearer (in pixels) "
-    "to an image of that part than to any of equally many test images; 50: nothing is memorised. Rows of real images: "
-    "what real ones score; the feature extractor was trained on the public ones. Training: when the generator was "
-    "made, on whatever machine that was; sampling: measured now, by the whole pool."
+    "to an image of that part than to any of equally many test images: about 50 where nothing is memorised, give or "
+    "take several points, since a few images are the nearest of many; the rows of real images, which have learnt "
+    "nothing, are what to hold it against. Rows of real images: what real ones score; the feature extractor was "
+    "trained on the public ones. Training: when the generator was made, on whatever machine that was; sampling: "
+    "measured now, by the whole pool."
 )
 _BY_CLIENT = (
     " A client's images are measured against test images of its domains and classes: compare them with the row of its "
@@ -117,14 +119,15 @@ def downstream_report(output: Path, rows: Sequence[Mapping[str, Any]], targets: 
         "Does it matter?",
         html.table(*table),
         '<p class="note">Gain: final accuracy less that of FedAvg with the same seed, mean ± sample standard deviation '
-        "over seeds; so are the best round's accuracy less FedAvg's best, and rounds saved, over the seeds in which "
-        "both reached the target.</p>",
+        "over seeds; late: the same of the mean over the last quarter of the rounds; so are rounds saved, over the "
+        "seeds in which both reached the target.</p>",
         html.figure(
             save_svg(output, "gain", drawn), "Gain over FedAvg against each measure; bars: one standard deviation."
         ),
         html.table(*ranks),
         '<p class="note">Spearman\'s rank correlation with each gain, and over how many generators it was taken (at '
-        "least three). Over so few, even a large one may be chance.</p>",
+        "least three). Over so few, even a large one may be chance, and values that differ by less than their error "
+        "have ranks all the same.</p>",
     )
     return section, table
 
@@ -140,7 +143,7 @@ def _panels(members: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None
 
 
 def _downstream_table(rows: Sequence[Mapping[str, Any]], targets: Sequence[float]) -> Table:
-    columns = ["run", "seeds", "final accuracy [%]", "gain [points]", "gain of the best round [points]"]
+    columns = ["run", "seeds", "final accuracy [%]", "gain [points]", "gain, late [points]"]
     for target in targets:
         columns += [f"rounds to {target:.0%}", f"rounds saved to {target:.0%}"]
     beside = ("domain_shift", "kid", "cas", "training_s", "sampling_s_per_image")
@@ -152,7 +155,7 @@ def _downstream_table(rows: Sequence[Mapping[str, Any]], targets: Sequence[float
             str(row["runs"]),
             spread_text(row, "final_accuracy", 2, 100),
             spread_text(row, "gain", 2, 100),
-            spread_text(row, "best_gain", 2, 100),
+            spread_text(row, "late_gain", 2, 100),
         ]
         for key in map(target_key, targets):
             hits = row[f"reached_{key}"]
@@ -165,7 +168,7 @@ def _downstream_table(rows: Sequence[Mapping[str, Any]], targets: Sequence[float
 
 def _correlation_table(rows: Sequence[Mapping[str, Any]], correlations: Sequence[Mapping[str, Any]]) -> Table:
     """A line of each measure and group, a column of each gain."""
-    titles = {"gain_mean": "with the gain", "best_gain_mean": "with that of the best round"}
+    titles = {"gain_mean": "with the gain", "late_gain_mean": "with the late gain"}
     found: dict[tuple[int, str], list[str]] = {}
     groups = sorted({entry["group"] for entry in correlations})
     for entry in correlations:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,7 +129,7 @@ def test_compare_resumes_run_by_run(recipe: Path, tmp_path: Path, call: Call) ->
     ]
     apart = [100 * (own["final_accuracy"] - base["final_accuracy"]) for base, own in zip(*ended, strict=True)]
     mean, half = sum(apart) / 2, 12.706 * abs(apart[0] - apart[1]) / 2  # t of one degree of freedom, sd / sqrt(2)
-    _, pairs = (tmp_path / "cmp" / "comparison.md").read_text().split("less that of FedAvg", 1)
+    _, pairs = (tmp_path / "cmp" / "comparison.md").read_text().split("less FedAvg's", 1)
     line = next(line for line in pairs.splitlines() if line.startswith("| central | 2 |"))
     shown, shown_half = line.split("|")[3].split("±")
     assert float(shown) == pytest.approx(mean, abs=0.006)
@@ -146,6 +147,19 @@ def test_compare_resumes_run_by_run(recipe: Path, tmp_path: Path, call: Call) ->
     assert other.returncode == 2
     assert "other settings" in other.stderr
     assert call("report", "cmp").returncode == 0
+    one, two = (f"cmp/runs/{label}/seed0" for label in ("FedAvg", "central"))
+    (tmp_path / "copy").mkdir()
+    shutil.copytree(tmp_path / one, tmp_path / "copy" / "seed0")
+    assert call("report", one, "copy/seed0", two, "--output", "again").returncode == 0
+    assert (tmp_path / "again" / "comparison.csv").read_text().splitlines()[1].startswith("FedAvg,fedavg,0,1,")
+    config = yaml.safe_load((tmp_path / "copy" / "seed0" / "config.yaml").read_text())
+    (tmp_path / "copy" / "seed0" / "config.yaml").write_text(yaml.safe_dump(config | {"rounds": 77}))
+    mixed = call("report", one, "copy/seed0", "--output", "mixed")
+    assert mixed.returncode == 2
+    assert "both 'FedAvg' with seed 0, but their settings differ" in mixed.stderr
+    assert call("report", "cmp", "--baseline", "nobody").returncode == 2
+    assert call("report", "cmp", "--baseline", "central").returncode == 0
+    assert "less central's" in (tmp_path / "cmp" / "comparison.md").read_text()
     known = yaml.safe_load((tmp_path / "small.yaml").read_text())
     more = {**known, "compare": [{"label": "slower", "training.lr": 0.01}, *known["compare"]]}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(more, sort_keys=False))

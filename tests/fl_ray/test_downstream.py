@@ -12,7 +12,7 @@ def rows(gains: list[float | None], **measures: list[float | None]) -> list[dict
             "group": 0,
             "label": str(n),
             "gain_mean": gain,
-            "best_gain_mean": -gain,
+            "late_gain_mean": -gain,
             **{name: values[n] for name, values in measures.items()},
         }
         for n, gain in enumerate(gains)
@@ -27,8 +27,8 @@ def test_against_ranks_by_hand() -> None:
             rows([0.1, 0.3, -0.2, 0.4], fid=[5.0, 4.0, 90.0, 4.5], cas=[0.1, 0.2, 0.0, 0.9], recall=[1.0] * 4), []
         )
     }
-    assert found.keys() == {(a, b) for a in ("fid", "cas", "recall") for b in ("gain_mean", "best_gain_mean")}
-    assert found["cas", "best_gain_mean"]["spearman"] == pytest.approx(-1.0)
+    assert found.keys() == {(a, b) for a in ("fid", "cas", "recall") for b in ("gain_mean", "late_gain_mean")}
+    assert found["cas", "late_gain_mean"]["spearman"] == pytest.approx(-1.0)
     found = {measure: entry for (measure, gain), entry in found.items() if gain == "gain_mean"}
     # gains rank 2 3 1 4, FID 3 1 4 2: d = -1 2 -3 2
     assert found["fid"]["spearman"] == pytest.approx(1 - 6 * (1 + 4 + 9 + 4) / (4 * 15))
@@ -38,8 +38,8 @@ def test_against_ranks_by_hand() -> None:
 
 
 def test_what_is_missing_is_left_out_and_few_give_nothing() -> None:
-    entry, _ = rank_correlations(rows([0.1, 0.2, 0.3], training_s=[1.0, None, 3.0]), [])
+    entry, _ = rank_correlations(rows([0.1, 0.2, 0.3], clip_score=[1.0, None, 3.0]), [])
     assert (entry["levels"], entry["spearman"]) == (2, None)
     saved = [{**row, "rounds_saved_to_0.5_mean": n} for n, row in enumerate(rows([0.1, 0.2, 0.3], fid=[3.0, 2.0, 1.0]))]
     by_gain = {entry["gain"]: round(entry["spearman"]) for entry in rank_correlations(saved, [0.5])}
-    assert by_gain == {"gain_mean": -1, "best_gain_mean": 1, "rounds_saved_to_0.5_mean": -1}
+    assert by_gain == {"gain_mean": -1, "late_gain_mean": 1, "rounds_saved_to_0.5_mean": -1}
