@@ -85,7 +85,9 @@ def _outcome(summary: dict[str, Any]) -> str:
 
 def _shared(note: dict[str, Any]) -> str:
     spent = note["epsilon_spent"]
-    privacy = "no guarantee of privacy" if spent is None else f"privacy budget spent: epsilon {spent:g}"
+    privacy = "no guarantee of privacy"
+    if spent is not None:  # runs of before it was noted hid a sample that is there or not
+        privacy = f"privacy budget spent: epsilon {spent:g} (hides {note.get('hides', 'one sample more or less')})"
     return f"{note['level']}, {note['bytes_per_client']} bytes; {privacy}"
 
 
