@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,8 @@ def export_images(synthesis: Synthesis, per_class: int, seed: int, folder: Path)
     """Write the first ``per_class`` images of every class as ``folder``/<class>/<index>.png; how many.
 
     ``manifest.csv`` has a row for each, in the order in which they are there (not by index, where a pool makes them),
-    with a SHA-256 of the file. Memory does not grow with their number.
+    with a SHA-256 of the file; ``provenance.json`` says what the keys stand for, where there are any images. Memory
+    does not grow with their number.
     """
     classes, written = synthesis.data.source.classes, 0
     counts = np.full(len(classes), per_class)
@@ -39,6 +41,9 @@ def export_images(synthesis: Synthesis, per_class: int, seed: int, folder: Path)
                 made = hashlib.sha256(content).hexdigest()
                 manifest.writerow((file, classes[block.label], index, seed, *keys, prompt, made))
             written += len(images)
+    if written:
+        content = json.dumps(synthesis.provenance(), indent=2) + "\n"
+        (folder / "provenance.json").write_text(content, encoding="utf-8")
     return written
 
 

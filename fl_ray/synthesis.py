@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FederatedGenerator", "Synthesis", "cache_root"]
 
+_LEGS_FILE = "seconds.txt"  # in a draft: what legs that were cut have taken
 _TIMINGS = 3  # of the seconds for an image
 FORMAT = 6  # of the cache; raised when the code that makes weights or images changes what it makes
 
@@ -231,8 +232,15 @@ class Synthesis:
             brought = self._store is not None and self._store.bring("generators", self._home.name, draft)
             if brought:
                 return
-            self._train(draft)
-            noted = {"seconds": time.perf_counter() - start, "sha256": weights_hash(draft)}
+            legs = draft / _LEGS_FILE
+            before = float(legs.read_text(encoding="utf-8")) if legs.exists() else 0.0
+            try:
+                self._train(draft)
+            finally:  # whatever has ended this leg
+                seconds = before + time.perf_counter() - start
+                legs.write_text(f"{seconds:.3f}", encoding="utf-8")
+            legs.unlink()
+            noted = {"seconds": seconds, "sha256": weights_hash(draft)}
             (draft / TRAINED_FILE).write_text(json.dumps(noted), encoding="utf-8")
 
         with self._as_setting_error():
@@ -268,9 +276,16 @@ class Synthesis:
         self.prepare()
         return self._weights_hash
 
-    @staticmethod
-    def _noted(folder: Path) -> dict[str, Any]:
-        return json.loads((folder / TRAINED_FILE).read_text(encoding="utf-8"))
+    def _noted(self, folder: Path) -> dict[str, Any]:
+        """What was written when the training ended."""
+        try:
+            noted = json.loads((folder / TRAINED_FILE).read_text(encoding="utf-8"))
+            return {"seconds": float(noted["seconds"]), "sha256": str(noted["sha256"])}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SettingError(
+                f"generator {self.config.name}: {folder / TRAINED_FILE} is damaged or gone; remove {folder} to have "
+                "the generator trained again"
+            ) from error
 
     def _publish(self, store: ModelStore, folder: Path, again: bool) -> None:
         """Put the generator into the store. Where that fails the run goes on: it has what it needs."""
@@ -294,7 +309,7 @@ class Synthesis:
         )
 
     def training_seconds(self) -> float:
-        """What the training took when the generator was made, less legs that were cut."""
+        """What the training took when the generator was made, over all its legs (but for one that was killed)."""
         return self._noted(self.prepare())["seconds"]
 
     def spent(self) -> Ledger:
@@ -323,7 +338,7 @@ class Synthesis:
         Raises:
             SettingError: the generator has not so many.
         """
-        self._check_counts(counts)
+        self.check_counts(counts)
         size = self.generator.block_size
         shares = {label: int(count) for label, count in enumerate(counts)}
         missing = {label: np.zeros(-(-count // size), dtype=bool) for label, count in shares.items()}
@@ -346,7 +361,12 @@ class Synthesis:
         with self._as_setting_error():
             return self.generator.available(self._learned)
 
-    def _check_counts(self, counts: np.ndarray) -> None:
+    def check_counts(self, counts: np.ndarray) -> None:
+        """Refuse to make more images of a class than there are.
+
+        Raises:
+            SettingError: the generator has not so many.
+        """
         available = self.available()
         if available is None:
             return
@@ -359,6 +379,11 @@ class Synthesis:
     def prompt(self, label: int, index: int) -> str | None:
         """The words that an image is made from; None where there are none."""
         return self.generator.prompt(self.data.source.classes, label, index)
+
+    def provenance(self) -> dict[str, Any]:
+        """What made the images: generator, settings, data, weights, device, and the versions of the libraries here."""
+        sampling = {"settings": self._settings, "device": self.sampled_on, "key": self.sampling_key}
+        return {**self._manifest, "weights_sha256": self.weights, "sampling": sampling, "versions": self._versions}
 
     def counted(self) -> dict[str, float]:
         """What the samplers of this run have counted; empty where the cache had everything."""

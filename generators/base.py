@@ -220,5 +220,14 @@ def require_positive(**settings: float | None) -> None:
 
 
 def to_uint8(images: torch.Tensor) -> np.ndarray:
-    """Images in [0, 1] as bytes."""
+    """Images in [0, 1] as bytes.
+
+    Raises:
+        ValueError: a value is not finite; it would become black.
+    """
+    if not torch.isfinite(images).all():
+        raise ValueError(
+            "its images are not finite: its training has diverged (lower lr), or a number format overflows (set "
+            "precision to bf16 or fp32)"
+        )
     return images.mul(255).round().to(torch.uint8).cpu().numpy()

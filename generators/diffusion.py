@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -147,6 +148,10 @@ class DiffusionGenerator(Generator):
             raise ValueError(f"widths is {widths}, but it must list positive channel counts")
         require_positive(train_steps=train_steps, batch_size=batch_size, steps=steps, block_size=block_size)
         require_positive(lr=lr, layers=layers)
+        if not 0 <= ema < 1:
+            raise ValueError(f"ema is {ema}, but it must be in [0, 1): 1 would keep the weights as they were drawn")
+        if not 0 <= guidance < math.inf:
+            raise ValueError(f"guidance is {guidance}, but it must be at least 0 and finite")
         if not 0 <= label_dropout < 1:
             raise ValueError(f"label_dropout is {label_dropout}, but it must be in [0, 1)")
         if not steps <= diffusion_steps:

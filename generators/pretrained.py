@@ -95,10 +95,21 @@ class PretrainedGenerator(Generator):
     def fit(self, data: TrainingImages, folder: Path, progress: Callable[[int, int, float], None]) -> None:
         """See that the weights are on this machine, and keep what the images are to be like."""
         weights = self._folder()
-        self.config(weights, "model_index.json")
+        self._check_whole(weights)
         self.check(weights, data.classes)
         kept = {"classes": list(data.classes), "shape": list(data.images.shape[1:]), "weights": str(weights)}
         (folder / "wanted.json").write_text(json.dumps(kept), encoding="utf-8")
+
+    def _check_whole(self, weights: Path) -> None:
+        """Refuse a folder without the parts that its index names: some pipelines load without them, and fail later."""
+        index, given = self.config(weights, "model_index.json"), self.components(weights)
+        for name, kind in index.items():
+            named = isinstance(kind, list) and kind[:1] not in ([], [None])
+            if named and name not in given and not (weights / name).is_dir():
+                raise ValueError(
+                    f"model is {self.model}, but {weights / name}, which its model_index.json names, is not there; "
+                    "complete the folder, or name another model"
+                )
 
     @abstractmethod
     def check(self, weights: Path, classes: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import time
@@ -78,7 +79,10 @@ class _Steps(pl.Callback):
             draft.replace(self.checkpoint)
             self._saved = time.monotonic()
         if self.done % 20 == 0 or self.done == self.steps:
-            self.progress(self.done, self.steps, float(outputs["loss"]))
+            loss = float(outputs["loss"])
+            if not math.isfinite(loss):
+                raise ValueError(f"the loss of the training is {loss} after step {self.done}; lower lr")
+            self.progress(self.done, self.steps, loss)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -111,7 +115,7 @@ def fit_steps(
         progress: hears (step, steps, loss) every 20 steps and at the end.
 
     Raises:
-        ValueError: the checkpoint that is there can't be read.
+        ValueError: the checkpoint that is there can't be read, or the loss is not finite.
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     checkpoint, done = folder / "training.ckpt" if folder is not None else None, 0

@@ -13,7 +13,7 @@ from fl_ray.report import page as html
 from fl_ray.report.figures import accuracy_figure, save_svg
 from fl_ray.report.run_report import clients_section, partition_section, samples_section
 from fl_ray.run_folder import RunFolder
-from fl_ray.summary import CLIENT_RESULTS, DOMAIN, METHOD_RESULTS, outcome, spread_text, target_key
+from fl_ray.summary import CLIENT_RESULTS, DOMAIN, METHOD_RESULTS, REACHED, outcome, spread_text, target_key
 
 __all__ = ["LEGEND", "comparison_report", "comparison_table", "difference_table", "markdown_table"]
 
@@ -104,6 +104,20 @@ def difference_table(
     return (columns, cells) if cells else None
 
 
+def _rows_by_seed(by_label: dict[str, list[RunFolder]], targets: Sequence[float]) -> list[dict[str, Any]]:
+    """A row of each run, as the tables are made from them."""
+    rows = []
+    for label, members in by_label.items():
+        for folder in members:
+            summary, ended = folder.summary(), outcome(folder.history(), targets)
+            row = {"label": label, "seed": summary["seed"], "partition": summary["partition"]}
+            row |= {name: ended[name] for name in ("final_accuracy", "best_accuracy", "late_accuracy")}
+            for key, hit in ended["targets"].items():
+                row |= {f"{name}_to_{key}": hit and hit[name] for name, _ in REACHED}
+            rows.append(row)
+    return rows
+
+
 def _difference(pair: Mapping[str, Any], scale: float, digits: int) -> str:
     if pair["difference"] is None:
         return "–"
@@ -112,8 +126,8 @@ def _difference(pair: Mapping[str, Any], scale: float, digits: int) -> str:
 
 
 def comparison_report(output: Path, folders: Sequence[RunFolder], baseline: str | None = None) -> Table:
-    """Write comparison.csv, comparison.md (with the differences by seed), figures/accuracy.svg and report.html into
-    ``output``; the brief table.
+    """Write comparison.csv, seeds.csv, comparison.md (with the differences by seed), figures/accuracy.svg and
+    report.html into ``output``; the brief table.
 
     Args:
         baseline: the label that the others are held against; default: the first.
@@ -125,6 +139,7 @@ def comparison_report(output: Path, folders: Sequence[RunFolder], baseline: str 
     if not rows:
         raise OutputError(f"{', '.join(str(folder.path) for folder in folders)}: no finished run to report on")
     write_comparison_csv(rows, output / "comparison.csv")
+    write_comparison_csv(_rows_by_seed(by_label, targets), output / "seeds.csv")
     brief = comparison_table(rows, targets, brief=True)
     differences = difference_table(by_label, targets, baseline)
     text = f"{markdown_table(*brief)}\n{LEGEND}\n"

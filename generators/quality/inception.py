@@ -70,7 +70,7 @@ def _tensors(file: Path) -> dict[str, Tensor]:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ValueError(f"{file}: {error.strerror or error}") from error
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, IndexError, KeyError, ValueError) as error:
         raise ValueError(f"{file} can't be read as a file of tensors") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{file} holds no state dict")

@@ -1,5 +1,6 @@
 """Each command end to end, as a user calls it: real processes, exit codes, messages, files."""
 
+import csv
 import json
 import os
 import re
@@ -135,6 +136,10 @@ def test_compare_resumes_run_by_run(recipe: Path, tmp_path: Path, call: Call) ->
     assert float(shown) == pytest.approx(mean, abs=0.006)
     assert float(shown_half) == pytest.approx(half, abs=0.02)
     assert "Seed by seed" in report
+    with (tmp_path / "cmp" / "seeds.csv").open(newline="", encoding="utf-8") as stream:
+        seeds = {(row["label"], row["seed"]): float(row["final_accuracy"]) for row in csv.DictReader(stream)}
+    assert len(seeds) == 6
+    assert seeds["central", "1"] == pytest.approx(ended[1][1]["final_accuracy"])
     kept = tmp_path / "cmp" / "runs" / "FedAvg" / "seed0" / "summary.json"
     before = kept.stat().st_mtime_ns
     (tmp_path / "cmp" / "runs" / "central" / "seed1" / "summary.json").unlink()

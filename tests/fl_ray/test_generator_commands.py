@@ -125,6 +125,11 @@ def test_generate_writes_images_and_where_they_come_from(recipe: Path, tmp_path:
         assert hashlib.sha256(content).hexdigest() == row["sha256"]
         assert row["file"] == f"{row['class']}/{int(row['index']):06d}.png"
         assert (row["seed"], row["prompt"]) == ("3", "")
+    provenance = json.loads((tmp_path / "images" / "provenance.json").read_text())
+    assert provenance["weights_sha256"] == rows[0]["weights"]
+    assert provenance["training"]["key"] == rows[0]["generator_key"]
+    assert provenance["sampling"]["key"] == rows[0]["sampling_key"]
+    assert provenance["generator"] == "diffusion"
     (manifest,) = tmp_path.glob(f"cache/generators/diffusion-{rows[0]['generator_key']}/images-*/manifest.json")
     assert manifest.parent.name == f"images-{rows[0]['sampling_key']}"
     content = json.loads(manifest.read_text())
@@ -233,7 +238,12 @@ def test_class_names_that_no_folder_may_have(small: Callable[..., RunConfig], tm
     synthesis.data.source.classes[:] = ["../up", "a/b%"]
     (tmp_path / "out").mkdir()
     export_images(synthesis, 1, 0, tmp_path / "out")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"%2E.%2Fup", "a%2Fb%25", "manifest.csv"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "%2E.%2Fup",
+        "a%2Fb%25",
+        "manifest.csv",
+        "provenance.json",
+    }
     assert not (tmp_path / "up").exists()
 
 

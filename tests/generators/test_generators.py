@@ -1,7 +1,9 @@
 """Generators: samples fixed by (seed, class, index) for any pool; the pipeline folder; the cache; wrong input."""
 
+import contextlib
 import itertools
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -321,6 +323,50 @@ def test_weights_that_are_trained_anew_make_all_images_anew(small: Callable[...,
     assert (after != before).any()
 
 
+def test_images_that_are_not_finite_are_refused(folder: Path) -> None:
+    """They would be black, and a model would learn from them."""
+    sampler = DiffusionGenerator(**TINY).load(folder, torch.device("cpu"))
+    with torch.no_grad():
+        next(iter(sampler.pipeline.unet.parameters())).fill_(torch.nan)
+    with pytest.raises(ValueError, match="its images are not finite: its training has diverged"):
+        sampler.sample(Block(0, 0, 0))
+
+
+def test_a_training_that_diverges_is_refused(images: TrainingImages, tmp_path: Path) -> None:
+    generator = DiffusionGenerator(**{**TINY, "train_steps": 40, "lr": 1e9})
+    with pytest.raises(ValueError, match=r"the loss of the training is nan after step \d+; lower lr"):
+        generator.fit(images, tmp_path, lambda step, steps, loss: None)
+
+
+def test_seconds_of_a_training_are_those_of_all_its_legs(
+    small: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small(with_generator=True, generator__cache=str(tmp_path))
+    plain = DiffusionGenerator.fit
+
+    def cut(*arguments: object, **options: object) -> None:
+        time.sleep(1.5)
+        raise KeyboardInterrupt
+
+    for way in (cut, cut, plain):
+        monkeypatch.setattr(DiffusionGenerator, "fit", way)
+        made = Synthesis(config.generator, data_of(config), Progress(False), on_ray=False, threads=1)
+        with contextlib.suppress(KeyboardInterrupt):
+            made.prepare()
+    assert made.training_seconds() > 3.0
+    assert made.training_seconds() > made.train_seconds
+    assert {path.name for path in made.prepare().iterdir()} == {
+        "model_index.json",
+        "scheduler",
+        "unet",
+        "trained.json",
+    }
+    (made.prepare() / "trained.json").write_text("{")
+    again = Synthesis(config.generator, data_of(config), Progress(False), on_ray=False, threads=1)
+    with pytest.raises(SettingError, match=r"trained\.json is damaged or gone; remove"):
+        again.prepare()
+
+
 def test_weights_that_another_training_has_put_in_their_place_are_refused(
     small: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
@@ -398,6 +444,9 @@ def test_generator_that_can_not_learn_or_fit(small: Callable[..., RunConfig], ra
     [
         {"train_steps": 0},
         {"label_dropout": 1.0},
+        {"ema": 1.0},
+        {"guidance": float("nan")},
+        {"guidance": -1.0},
         {"label_dropout": 0.0, "guidance": 1.5},
         {"steps": 2000},
         {"steps": 60, "sampler": "ddim"},

@@ -172,6 +172,14 @@ def test_a_safety_checker_is_left_away_where_the_user_says_so(model: Path, tmp_p
         load(guarded, tmp_path / "with")
 
 
+def test_a_folder_that_lacks_a_part_that_it_names_is_refused(model: Path, tmp_path: Path) -> None:
+    """The pipeline itself would load without a tokenizer, and fail at its first prompt."""
+    lacking = Path(shutil.copytree(model, tmp_path / "lacking"))
+    shutil.rmtree(lacking / "tokenizer")
+    with pytest.raises(ValueError, match=r"lacking/tokenizer, which its model_index.json names, is not there"):
+        load(lacking, tmp_path / "weights")
+
+
 @pytest.mark.parametrize("offline", [False, True])
 def test_weights_that_can_not_be_had(offline: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing listens at the hub's address."""
