@@ -227,7 +227,7 @@ def test_images_are_found_where_training_is_not_repeatable(
     assert summary["guided_synthesis"]["images_made"] > 0
     again, found = run(**guided)
     assert found["guided_synthesis"]["images_made"] == 0
-    assert found["final_accuracy"] == summary["final_accuracy"]
+    # The server's training is not repeatable either, so the accuracies may differ; what it begins with may not.
     names = [f"uploads/client_{client:04d}.safetensors" for client in range(3)]
     uploads = [[load_file(experiment.folder / name) for name in names] for experiment in (first, again)]
     assert all(torch.equal(one[key], two[key]) for one, two in zip(*uploads, strict=True) for key in one)
