@@ -87,8 +87,8 @@ def gains_of_runs(
 def _is_plain(config: RunConfig) -> bool:
     """Whether it is FedAvg as it stands, whose server takes the average."""
     settings = config.method.settings
-    own_server = settings.get("server_optimizer", "sgd") != "sgd" or settings.get("server_lr") not in (None, 1, 1.0)
-    return config.method.name == BASELINE and not own_server
+    averages = settings.get("server_optimizer", "sgd") == "sgd" and settings.get("server_lr") in (None, 1)
+    return config.method.name == BASELINE and averages
 
 
 def with_measures(gains: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

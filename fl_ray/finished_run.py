@@ -118,16 +118,17 @@ class FinishedRun:
     def _check_generator(self, synthesis: Synthesis) -> None:
         made = self.folder.summary()["synthesis"]
         then = made["key"]
-        if then == synthesis.key and made.get("weights", synthesis.weights) != synthesis.weights:
-            raise OutputError(
-                f"{self.folder.path}: the generator has been trained anew since the run, and has come out with other "
-                f"weights (SHA-256 {made['weights'][:12]} then, {synthesis.weights[:12]} now); run it again"
-            )
         if then != synthesis.key:
             raise OutputError(
                 f"{self.folder.path}: the generator is not the run's (key {then} then, {synthesis.key} now): it was "
                 "trained on another kind of device, on other images or by another version of fl_ray; look at the run "
                 "where it was made, or run it again"
+            )
+        weights = synthesis.weights
+        if made["weights"] != weights:
+            raise OutputError(
+                f"{self.folder.path}: the generator has been trained anew since the run, and has come out with other "
+                f"weights (SHA-256 {made['weights'][:12]} then, {weights[:12]} now); run it again"
             )
 
     def log(self, found: Mapping[str, float], files: Sequence[Path], progress: Progress) -> None:

@@ -71,10 +71,6 @@ class DiT(PretrainedGenerator):
         return [ids[name] for name in classes]
 
     def sampler(self, pipeline: DiffusionPipeline, classes: list[str], shape: tuple[int, int, int]) -> Sampler:
-        own = pipeline.scheduler.config
-        if str(own.get("variance_type", "")).startswith("learned"):  # the sampler hands on the noise alone
-            plain = {key: value for key, value in own.items() if key != "variance_type"}
-            pipeline.scheduler = type(pipeline.scheduler).from_config(plain)
         ids = self._ids(classes, pipeline.labels, pipeline.transformer.config.num_embeds_ada_norm)
         return _DiTSampler(self, pipeline, classes, shape, ids)
 

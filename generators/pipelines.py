@@ -63,14 +63,15 @@ def refuse_half(precision: Precision) -> None:
 
 
 def swap_scheduler(pipeline: DiffusionPipeline, name: SchedulerName | None) -> None:
-    """Give a pipeline another scheduler with the noise schedule of its own.
+    """Give a pipeline another scheduler with its own noise schedule; None leaves its own, but for a learned variance.
 
     Raises:
         ValueError: the pipeline's kind of scheduler (flow matching, for one) can't be exchanged for it.
     """
-    if name is None:
+    own = pipeline.scheduler
+    if name is None and not str(own.config.get("variance_type", "")).startswith("learned"):
         return
-    own, kind = pipeline.scheduler, SCHEDULERS[name]
+    kind = type(own) if name is None else SCHEDULERS[name]
     if kind is not type(own) and kind not in own.compatibles:
         raise ValueError(
             f"scheduler is {name}, but the pipeline's own {type(own).__name__} can't be exchanged for it; leave "

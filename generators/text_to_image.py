@@ -50,7 +50,7 @@ class TextToImage(PretrainedGenerator):
         lora: folder of LoRA weights in safetensors. Needs the package peft (extra ``text``).
         class_names: words for the prompt, by class name, where they should differ from the name.
         safety_checker: a pipeline that comes with a checker makes what it objects to black (summary.json counts these
-            images as ``blackened_images``); false leaves it away.
+            images, of those that the run itself made, as ``blackened_images``); false leaves it away.
         block_size: images made together.
     """
 

@@ -181,12 +181,12 @@ class FedLMG(OneShot):
                 wanted = np.zeros((max(clients) + 1, classes), dtype=np.int64)
                 wanted[clients] = np.where(known, self.images_per_class, 0)
                 images, jobs = guided.images(wanted.ravel(), run.config.seed)
-            counted = guided.counted()
-            blocks = counted.get("blocks", 0)
+            report = guided.report()
+            blocks = report.get("blocks", 0)
             for name in LOSSES:
-                total = counted.pop(name, 0.0)
-                counted |= {name: total / blocks} if blocks else {}  # nothing was guided, or all was made before
-            run.notes.setdefault("guided_synthesis", {**guided.report(), **counted})  # of when they were made
+                total = report.pop(name, 0.0)
+                report |= {name: total / blocks} if blocks else {}  # nothing was guided, or all was made before
+            run.notes.setdefault("guided_synthesis", report)  # of when they were made
         finally:
             guided.close()
         client_of, labels = np.divmod(jobs, classes)

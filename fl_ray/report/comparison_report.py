@@ -15,7 +15,7 @@ from fl_ray.report.run_report import clients_section, partition_section, samples
 from fl_ray.run_folder import RunFolder
 from fl_ray.summary import CLIENT_RESULTS, DOMAIN, METHOD_RESULTS, REACHED, outcome, spread_text, target_key
 
-__all__ = ["LEGEND", "comparison_report", "comparison_table", "difference_table", "markdown_table"]
+__all__ = ["LEGEND", "comparison_report", "comparison_table", "markdown_table"]
 
 Table = tuple[list[str], list[list[str]]]
 LEGEND = "Mean ± standard deviation over seeds; means of rounds are over the seeds that reached the target."
@@ -65,47 +65,8 @@ def comparison_table(rows: Sequence[dict[str, Any]], targets: Sequence[float], b
     return columns, cells
 
 
-def difference_table(
-    by_label: dict[str, list[RunFolder]], targets: Sequence[float], baseline: str | None = None
-) -> Table | None:
-    """How far each row is from the baseline (default: the first), seed by seed: seeds differ in partition and draws, so
-    that rows can be told apart where their spreads overlap. Seeds whose partitions differ are no pair. None where no
-    row has two pairs.
-    """
-    found: dict[str, dict[str, dict[tuple[int, str], float]]] = {}
-    for label, members in by_label.items():
-        found[label] = {}
-        for folder in members:
-            summary, ended = folder.summary(), outcome(folder.history(), targets)
-            values = {name: ended[name] for name in _PAIRED}
-            values |= {key: hit and hit["rounds"] for key, hit in ended["targets"].items()}
-            for name, value in values.items():
-                of_seed = found[label].setdefault(name, {})
-                if value is not None:
-                    of_seed[summary["seed"], summary["partition"]] = value
-    baseline = next(iter(found)) if baseline is None else baseline
-    columns = ["run", "pairs"]
-    for title in _PAIRED.values():
-        columns += [f"{title} less {baseline}'s [points]", "p"]
-    columns += [f"rounds to {target:.0%} less {baseline}'s" for target in targets]
-    cells = []
-    for label, own in found.items():
-        pairs = {name: compare_pairs(values, found[baseline][name]) for name, values in own.items()}
-        count = pairs["final_accuracy"]["pairs"]
-        if label == baseline or count < 2:
-            continue
-        line = [label, str(count)]
-        for name in _PAIRED:
-            line += [_difference(pairs[name], 100, 2), p_text(pairs[name]["p"])]
-        for key in map(target_key, targets):
-            reached = pairs[key]["pairs"]
-            line.append(_difference(pairs[key], 1, 1) + (f" ({reached})" if reached < count else ""))
-        cells.append(line)
-    return (columns, cells) if cells else None
-
-
-def _rows_by_seed(by_label: dict[str, list[RunFolder]], targets: Sequence[float]) -> list[dict[str, Any]]:
-    """A row of each run, as the tables are made from them."""
+def _rows_by_seed(by_label: Mapping[str, Sequence[RunFolder]], targets: Sequence[float]) -> list[dict[str, Any]]:
+    """A row of each run: what seeds.csv holds, and differences are taken of."""
     rows = []
     for label, members in by_label.items():
         for folder in members:
@@ -116,6 +77,47 @@ def _rows_by_seed(by_label: dict[str, list[RunFolder]], targets: Sequence[float]
                 row |= {f"{name}_to_{key}": hit and hit[name] for name, _ in REACHED}
             rows.append(row)
     return rows
+
+
+def _difference_table(
+    rows: Sequence[Mapping[str, Any]], targets: Sequence[float], baseline: str | None = None
+) -> Table | None:
+    """How far each label is from the baseline (default: the first), seed by seed: seeds differ in partition and draws,
+    so that labels can be told apart where their spreads overlap. Seeds whose partitions differ are no pair. None where
+    no label has two pairs.
+
+    Args:
+        rows: of ``_rows_by_seed``.
+    """
+    labels = list(dict.fromkeys(row["label"] for row in rows))
+    baseline = labels[0] if baseline is None else baseline
+
+    def values(label: str, name: str) -> dict[tuple[int, str], float]:
+        own = [row for row in rows if row["label"] == label and row[name] is not None]
+        return {(row["seed"], row["partition"]): row[name] for row in own}
+
+    def pair(label: str, name: str) -> dict[str, Any]:
+        return compare_pairs(values(label, name), values(baseline, name))
+
+    columns = ["run", "pairs"]
+    for title in _PAIRED.values():
+        columns += [f"{title} less {baseline}'s [points]", "p"]
+    columns += [f"rounds to {target:.0%} less {baseline}'s" for target in targets]
+    cells = []
+    for label in labels:
+        count = pair(label, "final_accuracy")["pairs"]
+        if label == baseline or count < 2:
+            continue
+        line = [label, str(count)]
+        for name in _PAIRED:
+            found = pair(label, name)
+            line += [_difference(found, 100, 2), p_text(found["p"])]
+        for target in targets:
+            found = pair(label, f"rounds_to_{target_key(target)}")
+            few = f" ({found['pairs']})" if found["pairs"] < count else ""
+            line.append(_difference(found, 1, 1) + few)
+        cells.append(line)
+    return (columns, cells) if cells else None
 
 
 def _difference(pair: Mapping[str, Any], scale: float, digits: int) -> str:
@@ -139,9 +141,10 @@ def comparison_report(output: Path, folders: Sequence[RunFolder], baseline: str 
     if not rows:
         raise OutputError(f"{', '.join(str(folder.path) for folder in folders)}: no finished run to report on")
     write_comparison_csv(rows, output / "comparison.csv")
-    write_comparison_csv(_rows_by_seed(by_label, targets), output / "seeds.csv")
+    by_seed = _rows_by_seed(by_label, targets)
+    write_comparison_csv(by_seed, output / "seeds.csv")
     brief = comparison_table(rows, targets, brief=True)
-    differences = difference_table(by_label, targets, baseline)
+    differences = _difference_table(by_seed, targets, baseline)
     text = f"{markdown_table(*brief)}\n{LEGEND}\n"
     if differences is not None:
         text += f"\n{markdown_table(*differences)}\n{_PAIRED_LEGEND}\n"
