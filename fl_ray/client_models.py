@@ -5,7 +5,8 @@ server does would train the same clients again and again. A round that every cli
 and virtual time are modelled and booked as ever; the wall seconds are those of the run that did the training. Where
 the recipe names a ``model_store``, machines share what they keep.
 
-As for generators (``fl_ray.synthesis``), versions of libraries do not decide; the file names those that made it.
+As for generators (``fl_ray.trained_generator``), versions of libraries do not decide; the file names those that made
+it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from fl_ray.cache_folder import cache_root, writable
 from fl_ray.data.parts import digest
 from fl_ray.errors import OutputError
 from fl_ray.model import ImageShape
@@ -31,7 +33,6 @@ from fl_ray.registry import code_hash
 from fl_ray.run_folder import environment
 from fl_ray.runtime.base import RoundResult
 from fl_ray.runtime.tasks import ClientRecord, RoundSettings, Task
-from fl_ray.synthesis import cache_root
 from generators.base import settings_digest
 from generators.cache import write_whole
 
@@ -68,7 +69,8 @@ def train_or_find(
     with run.phases.phase("dispatch"):
         decided = json.dumps(_decided(run, method, tasks, weights, settings), sort_keys=True)
         key = settings_digest(decided)[:16]
-    folder = cache_root(run.config.generator) / "client_models" / key
+    root = cache_root(run.config.generator)
+    folder = writable(root / "client_models", run.config.generator) / key
     asked = time.perf_counter()
     with _locked(folder, run.progress.message):
         waited = time.perf_counter() - asked
@@ -146,17 +148,10 @@ def _locked(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
     """For the one run at a time that may look into a folder, and write it."""
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            tell(f"waiting for another run that trains the same clients: {folder}")
-            lock.acquire()
-    except OSError as error:
-        raise OutputError(
-            f"generator.cache {folder.parent.parent}: {error.strerror}; name a folder that can be written, or set "
-            "FL_RAY_CACHE"
-        ) from error
+        lock.acquire(timeout=0)
+    except Timeout:
+        tell(f"waiting for another run that trains the same clients: {folder}")
+        lock.acquire()
     try:
         yield
     finally:

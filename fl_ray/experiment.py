@@ -250,7 +250,7 @@ class Experiment:
         tracked = self.tracker.run_id if self.tracker is not None else None
         state.notes = {"tracking_run": tracked, "run": plain(context.notes)}
         if context.synthesis is not None:
-            state.notes["generator"] = [*context.synthesis.keys(), context.synthesis.weights]
+            state.notes["generator"] = [*context.synthesis.keys(), context.synthesis.trained.weights]
         return state
 
     def _restore(self, found: checkpoint.Checkpoint, context: RunContext) -> None:

@@ -27,6 +27,7 @@ from fl_ray.run_folder import RunFolder, write_json
 from fl_ray.runtime.base import Runtime
 from fl_ray.server import checkpoint_of, rounds
 from fl_ray.synthesis import Synthesis
+from fl_ray.trained_generator import TrainedGenerator
 from generators.base import FederatedTraining, settings_digest
 from generators.cache import COST_FILE
 
@@ -43,7 +44,7 @@ def make_synthesis(
     if not method.uses_generator:
         return None
     synthesis = recipe_synthesis(config, data, runtime, progress)
-    synthesis.prepare()  # before the clients' actors have work, so that it has the machine nearly to itself
+    synthesis.trained.prepare()  # before the clients' actors have work, so that it has the machine nearly to itself
     return synthesis
 
 
@@ -64,12 +65,13 @@ def recipe_synthesis(
     on_ray = config.runtime.backend == "ray"
     store = open_store(config, progress.message)
     threads = config.runtime.threads
-    return Synthesis(config.generator, data, progress, on_ray, threads, clients, store, device, runtime.wait)
+    trained = TrainedGenerator(config.generator, data, progress, clients, store)
+    return Synthesis(trained, on_ray, threads, device, runtime.wait)
 
 
 @dataclass
 class ClientsTrainGenerator:
-    """FedAvg of a generator's LightningModule over the run's clients; see ``fl_ray.synthesis.FederatedGenerator``.
+    """FedAvg of a generator's LightningModule over the run's clients, for a ``TrainedGenerator``.
 
     The module sees images scaled to [0, 1]. Its rounds are on the run's virtual clock, before the run's own.
     """

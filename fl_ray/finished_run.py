@@ -118,13 +118,14 @@ class FinishedRun:
     def _check_generator(self, synthesis: Synthesis) -> None:
         made = self.folder.summary()["synthesis"]
         then = made["key"]
-        if then != synthesis.key:
+        now = synthesis.trained.key
+        if then != now:
             raise OutputError(
-                f"{self.folder.path}: the generator is not the run's (key {then} then, {synthesis.key} now): it was "
+                f"{self.folder.path}: the generator is not the run's (key {then} then, {now} now): it was "
                 "trained on another kind of device, on other images or by another version of fl_ray; look at the run "
                 "where it was made, or run it again"
             )
-        weights = synthesis.weights
+        weights = synthesis.trained.weights
         if made["weights"] != weights:
             raise OutputError(
                 f"{self.folder.path}: the generator has been trained anew since the run, and has come out with other "

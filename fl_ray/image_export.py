@@ -31,7 +31,7 @@ def export_images(synthesis: Synthesis, per_class: int, seed: int, folder: Path)
         manifest = csv.writer(stream)
         manifest.writerow(MANIFEST_COLUMNS)
         for block, images in synthesis.stream(counts, seed):
-            keys = synthesis.key, synthesis.weights, synthesis.sampling_key
+            keys = synthesis.trained.key, synthesis.trained.weights, synthesis.sampling_key
             name = _folder_name(classes[block.label])
             (folder / name).mkdir(exist_ok=True)
             for index, image in enumerate(images, block.number * synthesis.generator.block_size):

@@ -87,7 +87,7 @@ def make_context(
         upload_bytes=UpdateChain(updates, layout.is_parameter, config.seed).upload_bytes(),
         synthesis=synthesis,
         store=open_store(config, progress.message),
-        ledger=synthesis.spent() if synthesis is not None else Ledger(),
+        ledger=synthesis.trained.spent() if synthesis is not None else Ledger(),
     )
     context.phases.seconds["synthesis"] += equipped_s  # of methods that plan, and make the devices' images, beforehand
     with context.phases.phase("start"):
@@ -128,7 +128,7 @@ def restore(found: Checkpoint, context: RunContext, method: Method) -> np.ndarra
         context.schedule.load_state(found.state["schedule"], context)
     made = found.notes.get("generator")
     synthesis = context.synthesis
-    if made is not None and synthesis is not None and made != [*synthesis.keys(), synthesis.weights]:
+    if made is not None and synthesis is not None and made != [*synthesis.keys(), synthesis.trained.weights]:
         context.progress.message(
             "the generator or its images are not those of the run so far; the device may be another, or the generator "
             "was trained anew"

@@ -121,7 +121,7 @@ def measure(configs: Mapping[str, RunConfig], options: QualityOptions, progress:
             try:
                 images = synthesis.images(np.full(data.num_classes, options.per_class), config.seed)
                 cost = {
-                    "training_s": synthesis.training_seconds(),
+                    "training_s": synthesis.trained.training_seconds(),
                     "sampling_s_per_image": synthesis.seconds_per_image(config.seed),
                 }
             finally:

@@ -62,7 +62,12 @@ def stored_folder(folder: Path, write: Callable[[Path], None]) -> bool:
             return False
         draft = folder.with_name(f".{folder.name}.part")
         draft.mkdir(exist_ok=True)
-        write(draft)
+        try:
+            write(draft)
+        except BaseException:
+            if not any(draft.iterdir()):  # nothing to go on from
+                draft.rmdir()
+            raise
         for path in draft.rglob("*"):  # a file that its name promises is on the disk, whatever happens to the power
             if path.is_file():
                 with path.open("rb") as stream:

@@ -28,11 +28,12 @@ def pretrain(options: Any, overrides: dict[str, Any]) -> int:
     from fl_ray.progress import Progress
 
     with _opened(config, Progress()) as synthesis:
-        folder = synthesis.prepare()
-        trained = f"trained in {synthesis.train_seconds:.0f} s" if synthesis.train_seconds else "found, trained before"
-        print(f"generator: {config.generator.name}, {trained}\nkey: {synthesis.key}\nweights: {folder}")
-        if synthesis.unpublished is not None:
-            raise synthesis.unpublished
+        made = synthesis.trained
+        folder = made.prepare()
+        trained = f"trained in {made.train_seconds:.0f} s" if made.train_seconds else "found, trained before"
+        print(f"generator: {config.generator.name}, {trained}\nkey: {made.key}\nweights: {folder}")
+        if made.unpublished is not None:
+            raise made.unpublished
     return 0
 
 

@@ -162,7 +162,7 @@ class FedLMG(OneShot):
         Images are fixed by (seed, client, class, index) and the client's upload, whoever else came in.
         """
         known, classes = run.data.counts(np.array(clients)) > 0, run.data.num_classes
-        shape, folder = ImageShape.of(run.data.source), run.synthesis.folder / "guides"
+        shape, folder = ImageShape.of(run.data.source), run.synthesis.trained.folder / "guides"
         guides = {
             client: keep_upload(
                 folder,

@@ -22,7 +22,6 @@ import yaml
 from PIL import Image
 
 from fl_ray.config import RunConfig
-from fl_ray.data.parts import prepare
 from fl_ray.errors import SettingError
 from fl_ray.image_export import export_images
 from fl_ray.progress import Progress
@@ -31,6 +30,7 @@ from generators.cache import TRAINED_FILE
 from tests.conftest import TINY_GENERATOR, Call
 from tests.fl_ray.own import Heard
 from tests.generators.tiny_pipelines import text_pipeline
+from tests.synthesis import synthesis_of
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -195,7 +195,7 @@ def flat(
         data__name="tests.fl_ray.own:stripes",
         generator={"name": "tests.generators.own:FlatGenerator", "block_size": block_size, "cache": str(tmp_path)},
     )
-    return Synthesis(config.generator, prepare(config.data, 0), progress or Progress(False), on_ray=False, threads=1)
+    return synthesis_of(config, progress=progress)
 
 
 def test_memory_does_not_grow_with_the_number_of_images(small: Callable[..., RunConfig], tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_a_million_images_of_a_class_begin_at_once(small: Callable[..., RunConfi
 
 def test_class_names_that_no_folder_may_have(small: Callable[..., RunConfig], tmp_path: Path) -> None:
     synthesis = flat(small, 2, tmp_path / "cache")
-    synthesis.prepare()
+    synthesis.trained.prepare()
     synthesis.data.source.classes[:] = ["../up", "a/b%"]
     (tmp_path / "out").mkdir()
     export_images(synthesis, 1, 0, tmp_path / "out")
@@ -258,7 +258,7 @@ def test_prompts_stand_in_the_manifest(small: Callable[..., RunConfig], tmp_path
         "class_names": {"dark": "night"},
     }
     config = small(data__name="tests.fl_ray.own:stripes", data__public_fraction=0.0, generator=generator)
-    synthesis = Synthesis(config.generator, prepare(config.data, 0), Progress(False), on_ray=False, threads=1)
+    synthesis = synthesis_of(config)
     (tmp_path / "out").mkdir()
     export_images(synthesis, 2, 5, tmp_path / "out")
     prompts = {row["file"]: row["prompt"] for row in rows_of(tmp_path / "out")}
@@ -291,6 +291,6 @@ def test_what_a_sampler_refuses_is_a_setting(small: Callable[..., RunConfig], tm
         data__name="tests.fl_ray.own:stripes",
         generator={"name": "tests.generators.own:RaisingGenerator", "label": 1, "cache": str(tmp_path)},
     )
-    synthesis = Synthesis(config.generator, prepare(config.data, 0), Progress(False), on_ray=False, threads=1)
+    synthesis = synthesis_of(config)
     with pytest.raises(SettingError, match=r"^generator tests\.generators\.own:RaisingGenerator: class 1 has run dry$"):
         synthesis.images(np.array([0, 1]), 0)

@@ -12,9 +12,8 @@ from fl_ray.config import RunConfig
 from fl_ray.data.parts import prepare
 from fl_ray.experiment import Experiment
 from fl_ray.model import ImageShape
-from fl_ray.progress import Progress
 from fl_ray.randomness import numpy_generator, seeded_torch, torch_generator
-from fl_ray.synthesis import Synthesis
+from tests.synthesis import synthesis_of
 
 Run = Callable[..., tuple[Experiment, dict]]
 GENFL = {"method__name": "genfl", "with_generator": True, "method__images_per_round": 30, "method__max_images": 60}
@@ -38,7 +37,7 @@ def test_kappa1_zero_is_training_on_synthetic_images_alone(run_small: Run) -> No
     assert summary["energy_j"] == 0
     config = experiment.config
     data = prepare(config.data, config.seed)
-    source = Synthesis(config.generator, data, Progress(False), on_ray=False, threads=1)
+    source = synthesis_of(config, data=data)
     with seeded_torch(config.seed, "init"):
         net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
     made = np.zeros(10, dtype=int)

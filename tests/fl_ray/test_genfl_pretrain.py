@@ -15,12 +15,11 @@ from fl_ray.data.parts import prepare
 from fl_ray.experiment import Experiment
 from fl_ray.methods.genfl_pretrain import GenFLPretrain
 from fl_ray.model import ImageShape, WeightLayout, build_module, initial_weights
-from fl_ray.progress import Progress
 from fl_ray.runtime.host import ClientHost
 from fl_ray.runtime.local_training import batches_of
 from fl_ray.runtime.start import open_runtime
 from fl_ray.runtime.tasks import Job, JobData, Task
-from fl_ray.synthesis import Synthesis
+from tests.synthesis import synthesis_of
 
 Run = Callable[..., tuple[Experiment, dict[str, Any]]]
 PRETRAIN = {
@@ -42,7 +41,7 @@ def test_pretraining_is_adam_on_uniform_synthetic_images(run_small: Run) -> None
     config = experiment.config
     data = prepare(config.data, config.seed)
     counts = np.array([5] * 5 + [4] * 5)
-    images, labels = Synthesis(config.generator, data, Progress(False), False, 1).images(counts, config.seed)
+    images, labels = synthesis_of(config, data=data).images(counts, config.seed)
     shape = ImageShape.of(data.source)
     module = build_module(config.model, shape, config.training)
     layout = WeightLayout(module)

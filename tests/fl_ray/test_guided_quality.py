@@ -23,9 +23,9 @@ from fl_ray.experiment import Experiment
 from fl_ray.finished_run import FinishedRun
 from fl_ray.image_scores import ImageScores
 from fl_ray.progress import Progress
-from fl_ray.synthesis import Synthesis
 from tests.conftest import Call
 from tests.fl_ray.test_one_shot import GUIDED
+from tests.synthesis import synthesis_of
 
 Run = Callable[..., tuple[Experiment, dict[str, Any]]]
 
@@ -183,9 +183,9 @@ def test_images_of_a_run_on_ray_are_looked_for_where_its_actors_made_them(
     config = small(with_generator=True)
     data = prepare(config.data, 0)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    on_ray = Synthesis(config.generator, data, Progress(False), on_ray=True, threads=1)
-    here = Synthesis(config.generator, data, Progress(False), on_ray=False, threads=1)
-    again = Synthesis(config.generator, data, Progress(False), on_ray=False, threads=1, device="cpu")
+    on_ray = synthesis_of(config, on_ray=True, data=data)
+    here = synthesis_of(config, data=data)
+    again = synthesis_of(config, device="cpu", data=data)
     assert (on_ray.sampled_on, here.sampled_on) == ("cpu", "cuda")
     assert again.keys() == on_ray.keys() != here.keys()
 

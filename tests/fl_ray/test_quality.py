@@ -22,8 +22,8 @@ from fl_ray.model import ImageShape
 from fl_ray.progress import Progress
 from fl_ray.quality import QualityOptions, measure, plan_quality
 from fl_ray.randomness import seeded_torch, torch_generator
-from fl_ray.synthesis import Synthesis
 from tests.conftest import TINY_GENERATOR
+from tests.synthesis import synthesis_of
 
 RECIPE = {
     "name": "small",
@@ -238,9 +238,9 @@ def test_a_recipe_without_a_compare_list_is_measured_by_its_name() -> None:
 
 def test_what_a_generator_costs(small: Callable[..., RunConfig], tmp_path: Path) -> None:
     config = small(with_generator=True, generator__cache=str(tmp_path / "cache"))
-    source = Synthesis(config.generator, prepare(config.data, config.seed), Progress(False), on_ray=False, threads=1)
+    source = synthesis_of(config)
     assert source.seconds_per_image(0) > 0
     report = source.report()
     assert report["images_made"] == 0  # what is made for the clock is neither kept nor counted
     assert not list((tmp_path / "cache").rglob("block_*"))
-    assert 0 < source.training_seconds() < report["train_seconds"]
+    assert 0 < source.trained.training_seconds() < report["train_seconds"]

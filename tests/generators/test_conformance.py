@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fl_ray.config import Component, GeneratorConfig, RunConfig
+from fl_ray.config import Component, RunConfig
 from fl_ray.data.parts import FederatedData, prepare
-from fl_ray.progress import Progress
 from fl_ray.recipes import build, make_config
 from fl_ray.registry import REGISTRY
 from fl_ray.synthesis import Synthesis
@@ -25,6 +25,7 @@ from generators.base import Block, Generator, Sampler, TrainingImages
 from generators.pool import GeneratorPool, LocalPool
 from tests.conftest import TINY_GENERATOR
 from tests.generators.tiny_pipelines import dit_pipeline, latent_pipeline, text_pipeline
+from tests.synthesis import synthesis_of
 
 # Stand for folders that a fixture makes: images with a folder for each class, pipelines of random weights.
 IMAGES, TEXT, DIT = "FOLDER OF IMAGES", "FOLDER OF A TEXT-TO-IMAGE PIPELINE", "FOLDER OF A DIT PIPELINE"
@@ -91,10 +92,8 @@ def recipe(made: dict[str, Path]) -> Callable[..., RunConfig]:
 
 
 def synthesis(config: RunConfig, cache: Path | None = None) -> Synthesis:
-    generator = GeneratorConfig(
-        config.generator.name, str(cache) if cache else None, settings=config.generator.settings
-    )
-    return Synthesis(generator, data_of(config), Progress(False), on_ray=False, threads=1)
+    generator = replace(config.generator, cache=str(cache) if cache else None)
+    return synthesis_of(replace(config, generator=generator))
 
 
 def data_of(config: RunConfig) -> FederatedData:
@@ -104,7 +103,7 @@ def data_of(config: RunConfig) -> FederatedData:
 def trained(config: RunConfig) -> tuple[Generator, Path]:
     """The generator, and its weights in the session's cache."""
     made = build("generator", Component(config.generator.name, config.generator.settings))
-    return made, synthesis(config).prepare()
+    return made, synthesis(config).trained.prepare()
 
 
 def blocks(seed: int, numbers: dict[int, int]) -> list[Block]:
@@ -184,7 +183,7 @@ def test_other_settings_have_other_keys(name: str, recipe: Callable[..., RunConf
 
 
 def test_the_keys_of_generators_differ(recipe: Callable[..., RunConfig]) -> None:
-    assert len({synthesis(recipe(name)).key for name in NAMES}) == len(NAMES)
+    assert len({synthesis(recipe(name)).trained.key for name in NAMES}) == len(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)

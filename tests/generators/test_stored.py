@@ -9,14 +9,13 @@ import torch
 from PIL import Image
 
 from fl_ray.config import RunConfig
-from fl_ray.data.parts import prepare
 from fl_ray.errors import SettingError
-from fl_ray.progress import Progress
 from fl_ray.synthesis import Synthesis
 from generators.base import Block, TrainingImages
 from generators.folder import FolderGenerator
 from generators.noise import NoiseGenerator
 from generators.real import RealGenerator
+from tests.synthesis import synthesis_of
 
 Run = Callable[..., tuple[object, dict]]
 
@@ -139,7 +138,7 @@ def test_more_images_than_there_are_name_the_way_out(small: Callable[..., RunCon
     def synthesis(name: str, **settings: object) -> Synthesis:
         given = {f"generator__{key}": value for key, value in settings.items()}
         config = small(generator__name=name, data__reserve_fraction=0.2, **given)
-        return Synthesis(config.generator, prepare(config.data, config.seed), Progress(False), False, 1)
+        return synthesis_of(config)
 
     real = synthesis("real", block_size=4)
     there = real.available()
@@ -161,7 +160,7 @@ def test_more_images_than_there_are_name_the_way_out(small: Callable[..., RunCon
 def test_no_reserve_is_said(small: Callable[..., RunConfig]) -> None:
     config = small(generator__name="real")
     with pytest.raises(SettingError, match=r"reserve part holds no images.*data\.reserve_fraction"):
-        Synthesis(config.generator, prepare(config.data, config.seed), Progress(False), False, 1)
+        synthesis_of(config)
 
 
 @pytest.mark.parametrize("name", ["real", "noise"])
