@@ -18,7 +18,7 @@ from fl_ray.runtime.tasks import TrainingPath
 __all__ = ["Checkpoint", "latest", "save"]
 
 _KEPT = 2
-_HEADER = ("rounds_done", "ledger", "faults", "phases", "wall_s", "path", "notes")
+_HEADER = ("rounds_done", "ledger", "faults", "phases", "wall_s", "path", "notes", "starting")
 
 
 @dataclass
@@ -30,6 +30,7 @@ class Checkpoint:
         faults: how many updates were left out, by kind; and how many clients were trained again.
         path: how clients are trained.
         notes: what else belongs to the run: the tracker's run, the generator's cache keys, notes for its summary.
+        starting: the method's work before its first round has begun, and goes on from here.
     """
 
     rounds_done: int
@@ -41,6 +42,7 @@ class Checkpoint:
     wall_s: float = 0.0
     path: TrainingPath = "plain"
     notes: dict[str, Any] = field(default_factory=dict)
+    starting: bool = False
 
 
 def _files(folder: Path) -> list[Path]:

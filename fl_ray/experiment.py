@@ -199,7 +199,8 @@ class Experiment:
 
     def _train(self, context: RunContext) -> Iterator[dict[str, Any]]:
         done = 0
-        found = checkpoint.latest(self.folder / "checkpoints") if self.resume else None
+        kept, every = self.folder / "checkpoints", self.config.checkpoint.every
+        found = checkpoint.latest(kept) if self.resume else None
         if found is not None:
             done = found.rounds_done
             self._restore(found, context)
@@ -210,12 +211,14 @@ class Experiment:
             for row in self.folder.history():  # a hard kill may have cut the tracker off behind the checkpoint
                 self.tracker.round(row)
         self.method.setup(context)
-        if found is None:
-            self._weights = self.method.start(context, self._weights)
+        state = found
+        if found is None or found.starting:
+            for weights in self.method.start(context, self._weights):
+                self._weights = weights
+                if every:
+                    checkpoint.save(kept, replace(self._checkpoint(0, context), starting=True))
+            state = self._checkpoint(0, context)
         timeline = [entry for entry in self.folder.timeline() if entry["round"] <= done]
-        every, state = self.config.checkpoint.every, found or self._checkpoint(0, context)
-        if every and found is None and self.method.starts_with_work:
-            checkpoint.save(self.folder / "checkpoints", state)
         try:
             for report in [] if self._best.stalled else rounds(context, self.method, self._weights, done):
                 self._weights = report.weights
@@ -225,7 +228,7 @@ class Experiment:
                     # Taken now: an interrupt comes in the middle of the next round, when the method has moved on.
                     state = self._checkpoint(report.row["round"], context)
                     if every and report.row["round"] % every == 0:
-                        checkpoint.save(self.folder / "checkpoints", state)
+                        checkpoint.save(kept, state)
                 yield report.row
                 if self._best.stalled:
                     self.progress.message(
@@ -235,7 +238,7 @@ class Experiment:
                     break
         finally:
             if every:  # whatever ended the rounds, none that is finished is lost
-                checkpoint.save(self.folder / "checkpoints", state)
+                checkpoint.save(kept, state)
 
     def _keep_failure(self, report: RoundReport, before: checkpoint.Checkpoint) -> None:
         """Keep the start of a round in which a client raised, so that ``fl-ray replay`` begins there."""
@@ -257,7 +260,8 @@ class Experiment:
         self._weights = restore(found, context, self.method)
         self._wall_before = found.wall_s
         self._best.load_state(found.state["best"])
-        self.progress.message(f"going on after round {found.rounds_done}")
+        where = "with what comes before round 1" if found.starting else f"after round {found.rounds_done}"
+        self.progress.message(f"going on {where}")
 
     def _wall(self) -> float:
         return self._wall_before + time.perf_counter() - self._started

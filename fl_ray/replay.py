@@ -129,8 +129,9 @@ def _start_of(context: RunContext, method: Method, weights: np.ndarray, number: 
     if found is not None:
         done, weights = found.rounds_done, restore(found, context, method)
     method.setup(context)
-    if found is None:
-        weights = method.start(context, weights)
+    if found is None or found.starting:
+        for begun in method.start(context, weights):
+            weights = begun
     told = {row["round"]: row for row in context.folder.history()}
     again = number - 1 - done
     if again:

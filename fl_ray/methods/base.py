@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -39,7 +39,6 @@ class Method(ABC):
         exchanges_weights: clients receive and send the model each round.
         weighs_clients: a client's share counts in the average.
         asynchronous: updates of clients that started from different versions may be averaged.
-        starts_with_work: ``start`` takes so long that its result is kept before the first round.
         server_waits: what the server trains on begins when the clients are done, not beside them.
         server_epochs: epochs that the server trains in a round, where it does; None: training.local_epochs.
         own_models: what clients train where that is not the run's model: client k the one of number k modulo their
@@ -57,7 +56,6 @@ class Method(ABC):
     weighs_clients: bool = True
     asynchronous: bool = False
     proximal: float = 0.0
-    starts_with_work: bool = False
     server_waits: bool = False
     server_epochs: int | None = None
     own_models: tuple[Component, ...] = ()
@@ -79,9 +77,13 @@ class Method(ABC):
     def setup(self, run: RunContext) -> None:
         """Once, before round 0."""
 
-    def start(self, run: RunContext, weights: np.ndarray) -> np.ndarray:
-        """The weights of round 0, of those that were drawn; after ``setup``, and not where a run is resumed."""
-        return weights
+    def start(self, run: RunContext, weights: np.ndarray) -> Iterator[np.ndarray]:
+        """The work before round 0, on the weights that were drawn; after ``setup``.
+
+        Yields the weights after every step that shall be kept. A run that is cut there calls it again, with these
+        weights, and ``state`` and ``run.notes`` as they were then; one that has begun its rounds does not.
+        """
+        yield from ()
 
     def begin_round(self, run: RunContext, round_number: int) -> None:
         """First of all in a round; it may change ``run.fleet``, by the round's number alone."""

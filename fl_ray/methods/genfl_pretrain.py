@@ -8,6 +8,7 @@ nothing, which the poster recommends where the skew is extreme.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from fl_ray.data.label_sharing import SharedLabels
 from fl_ray.devices.cost import server_time_s
 from fl_ray.methods.fedavg import FedAvg
 from fl_ray.runtime.base import sum_evaluations
-from fl_ray.runtime.tasks import Evaluation, Task
+from fl_ray.runtime.tasks import Evaluation, ServerTraining, Task
 
 __all__ = ["GenFLPretrain"]
 
@@ -69,36 +70,77 @@ class GenFLPretrain(FedAvg):
         self.weighting, self.protocol = weighting, protocol
         self.asynchronous = weighting == "size"  # FedBuff's updates have shares of their own
         self.trains_clients = self.exchanges_weights = local_training
-        self.uses_generator = self.starts_with_work = pretrain_epochs > 0 or cas_epochs > 0
+        self.uses_generator = pretrain_epochs > 0 or cas_epochs > 0
+        self._begun: ServerTraining | None = None  # of CAS or of the pre-training, whichever is at work
 
-    def start(self, run: RunContext, weights: np.ndarray) -> np.ndarray:
-        """Stage 2; the drawn weights where there is no pre-training."""
-        if self.weighting == "class_balanced":
+    def start(self, run: RunContext, weights: np.ndarray) -> Iterator[np.ndarray]:
+        """Stage 2, kept after every epoch; the drawn weights stay where there is no pre-training."""
+        if self.weighting == "class_balanced" and "label_sharing" not in run.notes:
             labels = SharedLabels(run.data, "counts", 0.0, run.config.seed)
             run.ledger.bytes_up += labels.bytes_per_client * run.config.data.clients
             run.notes["label_sharing"] = labels.note()
         if not self.uses_generator:
-            return weights
+            return
         counts = water_fill(np.zeros(run.data.num_classes, dtype=np.int64), self.images)
         with run.phases.phase("synthesis"):
-            handle = run.runtime.put(*run.synthesis.images(counts, run.config.seed))
+            images = run.runtime.put(*run.synthesis.images(counts, run.config.seed))
         adam = TrainingConfig("adam", self.pretrain_lr, batch_size=self.pretrain_batch_size)
-        if self.cas_epochs:
-            run.progress.message(f"CAS: {self.cas_epochs} epochs on {self.images} synthetic images")
-            with run.phases.phase("evaluate"):
-                found = run.runtime.score(handle, weights, self.cas_epochs, adam, self.protocol)
-            run.notes |= {"cas": 100 * self._cas(found), "cas_epochs": [each.accuracy for each in found]}
-        if self.pretrain_epochs:
-            run.progress.message(f"pre-training: {self.pretrain_epochs} epochs on {self.images} synthetic images")
-            with run.phases.phase("train"):
-                pending = run.runtime.train_on_server(handle, weights, 0, self.pretrain_epochs, adam)
-                weights, _ = pending.result()
-            self._book(run)
-            run.notes["pretrained_accuracy"] = run.runtime.evaluate([weights])[0].accuracy
-        return weights
+        if self.cas_epochs and "cas" not in run.notes:
+            for _ in self._score(run, images, weights, adam):
+                yield weights
+        if self.pretrain_epochs and "pretrained_accuracy" not in run.notes:
+            yield from self._pretrain(run, images, weights, adam)
 
-    def _cas(self, found: list[Evaluation]) -> float:
-        return float(np.mean([each.accuracy for each in found])) if self.protocol == "delft" else found[-1].accuracy
+    def _score(self, run: RunContext, images: Any, weights: np.ndarray, adam: TrainingConfig) -> Iterator[None]:
+        """CAS (Ravuri & Vinyals, arXiv 1905.10887), epoch by epoch.
+
+        With ``delft`` the real images are the test part and the clients' own together, and the module stays in
+        evaluation mode from its second epoch on, as in TU Delft's code.
+        """
+        run.progress.message(f"CAS: {self.cas_epochs} epochs on {self.images} synthetic images")
+        delft, scores = self.protocol == "delft", run.notes.setdefault("cas_epochs", [])
+        state = self._begun or ServerTraining(weights)
+        for epoch in range(state.epochs, self.cas_epochs):
+            with run.phases.phase("evaluate"):
+                state = run.runtime.train_epoch(images, state, adam, "score", training_mode=epoch == 0 or not delft)
+                real = run.runtime.evaluate([state.weights])
+                real += self._on_own_images(run, state.weights) if delft else []
+            scores.append(sum_evaluations(real).accuracy)
+            run.progress.steps("CAS epoch", epoch + 1, self.cas_epochs, f"accuracy {scores[-1]:.3f}")
+            self._begun = state if epoch + 1 < self.cas_epochs else None
+            if self._begun is None:
+                run.notes["cas"] = 100 * float(np.mean(scores) if delft else scores[-1])
+            yield
+
+    def _pretrain(
+        self, run: RunContext, images: Any, weights: np.ndarray, adam: TrainingConfig
+    ) -> Iterator[np.ndarray]:
+        """The weights after each epoch."""
+        run.progress.message(f"pre-training: {self.pretrain_epochs} epochs on {self.images} synthetic images")
+        state = self._begun or ServerTraining(weights)
+        for epoch in range(state.epochs, self.pretrain_epochs):
+            with run.phases.phase("train"):
+                state = run.runtime.train_epoch(images, state, adam, "server")
+            run.progress.steps("pre-training epoch", epoch + 1, self.pretrain_epochs)
+            self._begun = state if epoch + 1 < self.pretrain_epochs else None
+            if self._begun is None:
+                self._book(run)
+                run.notes["pretrained_accuracy"] = run.runtime.evaluate([state.weights])[0].accuracy
+            yield state.weights
+
+    def state(self) -> dict[str, np.ndarray]:
+        found = super().state()
+        if self._begun is not None:
+            left = np.frombuffer(self._begun.left or b"", dtype=np.uint8)
+            found |= {"begun/weights": self._begun.weights, "begun/left": left}
+            found["begun/epochs"] = np.array([self._begun.epochs])
+        return found
+
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
+        rest = dict(state)
+        weights, left, epochs = (rest.pop(f"begun/{name}", None) for name in ("weights", "left", "epochs"))
+        self._begun = None if weights is None else ServerTraining(weights, epochs.item(), left.tobytes())
+        super().load_state(rest)
 
     def _book(self, run: RunContext) -> None:
         """Stage 2 on the clock: the clients wait for it."""
@@ -123,5 +165,9 @@ class GenFLPretrain(FedAvg):
             return clean
         run.notes |= {"accuracy_of": "the clients' own training images", "clean_accuracy": clean.accuracy}
         run.notes.setdefault("clean_accuracies", []).append(clean.accuracy)
+        return sum_evaluations(self._on_own_images(run, weights))
+
+    def _on_own_images(self, run: RunContext, weights: np.ndarray) -> list[Evaluation]:
+        """On the training images of each client that has any."""
         own = run.runtime.evaluate_clients({None: weights}, list(range(run.config.data.clients)), "partition")
-        return sum_evaluations([each for each in own if each is not None])
+        return [each for each in own if each is not None]

@@ -22,6 +22,7 @@ from fl_ray.runtime.tasks import (
     JobData,
     PartialResult,
     RoundSettings,
+    ServerTraining,
     Task,
     TrainingPath,
 )
@@ -212,15 +213,21 @@ class Runtime(ABC):
         """What ``work(host, *arguments)`` gives where the server trains."""
 
     @abstractmethod
-    def score(
+    def train_epoch(
         self,
         images: Any,
-        weights: np.ndarray,
-        epochs: int,
+        before: ServerTraining,
         training: TrainingConfig,
-        protocol: Literal["clean", "delft"],
-    ) -> list[Evaluation]:
-        """Train on a handle's images and test on real ones after each epoch; see ``ClientHost.score``."""
+        purpose: str,
+        training_mode: bool = True,
+    ) -> ServerTraining:
+        """Train on a handle's images for one epoch: a long training can be kept after each.
+
+        Args:
+            before: what the epoch before has given, or the weights to begin with.
+            purpose: names the training; with the run's seed it fixes the order of the images.
+            training_mode: of the module; otherwise it stays in evaluation mode.
+        """
 
     @abstractmethod
     def memory_mb(self) -> dict[str, float]:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,18 +22,18 @@ from fl_ray.head import frozen_but_head
 from fl_ray.model import optimizer_settings
 from fl_ray.randomness import numpy_generator
 from fl_ray.runtime import memory
-from fl_ray.runtime.base import ServerWork, sum_evaluations
+from fl_ray.runtime.base import ServerWork
 from fl_ray.runtime.batched import BatchedClients, BatchedTraining
 from fl_ray.runtime.host_tests import HostTests
-from fl_ray.runtime.local_training import Correction, Key, has_batch_norm, lr_factor, train_locally
+from fl_ray.runtime.local_training import Correction, Key, has_batch_norm, lr_factor, train_epoch, train_locally
 from fl_ray.runtime.tasks import (
     ClientRecord,
-    Evaluation,
     Job,
     JobData,
     LeftOut,
     PartialResult,
     RoundSettings,
+    ServerTraining,
     Task,
     TrainingPath,
 )
@@ -284,13 +284,12 @@ class ClientHost(HostTests):
         epochs: int,
         correction: Correction | None = None,
         training: TrainingConfig | None = None,
-        after_epoch: Callable[[], None] | None = None,
         head: torch.nn.Module | None = None,
     ) -> float:
         training = training or self.job.training
         x = x.contiguous(memory_format=self._format)
         factor = lr_factor(training, round_number, self.job.rounds)
-        return train_locally(self.module, x, y, training, epochs, factor, key, correction, after_epoch, head)
+        return train_locally(self.module, x, y, training, epochs, factor, key, correction, head)
 
     def resolve_path(
         self, wanted: str, clients: Sequence[int], at_once: int, weights: np.ndarray
@@ -324,33 +323,23 @@ class ClientHost(HostTests):
             loss = self._fit(x, y, round_number, key, epochs, training=training, head=head)
         return self.layout.read().numpy(), loss
 
-    def score(
+    def train_epoch(
         self,
         images: np.ndarray,
         labels: np.ndarray,
-        weights: np.ndarray,
-        epochs: int,
+        before: ServerTraining,
         training: TrainingConfig,
-        protocol: Literal["clean", "delft"],
-    ) -> list[Evaluation]:
-        """Train ``weights`` on the server's images and test on real ones after each epoch (CAS, arXiv 1905.10887).
-
-        ``delft`` is what TU Delft's code does: the module stays in evaluation mode after its first epoch, and the real
-        images are the training and the test part together; ``clean``: training mode, the test part.
-        """
-        found: list[Evaluation] = []
-
-        def test() -> None:
-            found.append(sum_evaluations([self._evaluate(*block) for block in self._real_blocks(protocol == "delft")]))
-            if protocol == "clean":
-                self.module.train()
-
-        self._load(weights)
-        x, y = self._shape.normalise(images, self.device), torch.from_numpy(labels).to(self.device)
-        key = (self.job.seed, "score", 0, 0)
+        purpose: str,
+        training_mode: bool = True,
+    ) -> ServerTraining:
+        """See ``Runtime.train_epoch``."""
+        self._load(before.weights)
+        x = self._shape.normalise(images, self.device).contiguous(memory_format=self._format)
+        y = torch.from_numpy(labels).to(self.device)
+        key = (self.job.seed, purpose, 0, 0)
         with self._optimised_by(training):
-            self._fit(x, y, 0, key, epochs, training=training, after_epoch=test)
-        return found
+            left = train_epoch(self.module, x, y, training, before.epochs, key, before.left, training_mode)
+        return ServerTraining(self.layout.read().numpy(), before.epochs + 1, left)
 
     def apply(self, work: ServerWork, *arguments: Any) -> Any:
         """Whatever a method does at the server beyond training on images."""

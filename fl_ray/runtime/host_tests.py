@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from torch.nn import functional
@@ -126,13 +124,6 @@ class HostTests:
             norms = np.linalg.norm(own) * np.linalg.norm(wanted.astype(np.float64))
             cosines.append(0.0 if norms == 0 else float(own @ wanted / norms))
         return cosines
-
-    def _real_blocks(self, training_part: bool) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        yield from (self._test_block(block) for block in range(self.data.test_blocks))
-        rows = self.data.partition.owned() if training_part else np.empty(0, dtype=np.int64)
-        for start in range(0, len(rows), EVALUATION_BLOCK):
-            x, y = self._inputs(rows[start : start + EVALUATION_BLOCK])
-            yield x.contiguous(memory_format=self._format), y
 
     @torch.no_grad()
     def _evaluate(self, x: torch.Tensor, y: torch.Tensor) -> Evaluation:

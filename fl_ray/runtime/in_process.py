@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from fl_ray.devices.fleet import Fleet
 from fl_ray.runtime.base import ClientPart, Phases, RoundResult, Runtime, ServerWork, merge, sum_evaluations
 from fl_ray.runtime.host import ClientHost
 from fl_ray.runtime.memory import peak_memory_mb
-from fl_ray.runtime.tasks import Evaluation, Job, JobData, RoundSettings, Task, TrainingPath
+from fl_ray.runtime.tasks import Evaluation, Job, JobData, RoundSettings, ServerTraining, Task, TrainingPath
 
 __all__ = ["InProcessRuntime"]
 
@@ -102,15 +102,15 @@ class InProcessRuntime(Runtime):
     def on_server(self, work: ServerWork, *arguments: Any) -> Any:
         return self.host.apply(work, *arguments)
 
-    def score(
+    def train_epoch(
         self,
         images: tuple[np.ndarray, np.ndarray],
-        weights: np.ndarray,
-        epochs: int,
+        before: ServerTraining,
         training: TrainingConfig,
-        protocol: Literal["clean", "delft"],
-    ) -> list[Evaluation]:
-        return self.host.score(*images, weights, epochs, training, protocol)
+        purpose: str,
+        training_mode: bool = True,
+    ) -> ServerTraining:
+        return self.host.train_epoch(*images, before, training, purpose, training_mode)
 
     def memory_mb(self) -> dict[str, float]:
         return {"driver": peak_memory_mb()}

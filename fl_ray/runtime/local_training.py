@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import pytorch_lightning as pl
@@ -24,6 +25,7 @@ __all__ = [
     "lr_factor",
     "only_optimizer",
     "scale_lr",
+    "train_epoch",
     "train_locally",
 ]
 
@@ -71,7 +73,6 @@ def train_locally(
     factor: float,
     key: Key,
     correction: Correction | None = None,
-    after_epoch: Callable[[], None] | None = None,
     head: nn.Module | None = None,
 ) -> float:
     """Train ``module`` in place on all of (x, y) and return the mean loss over all batches, weighted by their size.
@@ -80,7 +81,6 @@ def train_locally(
         x, y: inputs [N, ...] and labels [N] on the module's device.
         epochs: passes over the data, each in a new order.
         factor: the optimiser's step is multiplied by it.
-        after_epoch: called after each; the next epoch goes on in the mode in which it leaves the module.
         head: the part of the module that is trained, where the rest is frozen (``fl_ray.head``): that stays in
             evaluation mode.
     """
@@ -89,26 +89,76 @@ def train_locally(
         head.train()
     optimizer = only_optimizer(module)
     scale_lr(optimizer, factor)
-    parameters = list(module.parameters())
-    total = torch.zeros((), device=x.device, dtype=torch.float64)
     batches = batches_of(len(x), training.batch_size, epochs, key, has_batch_norm(module))
     with seeded_torch(key[0], f"{key[1]}/module", *key[2:]):
-        for batch_idx, rows in enumerate(batches):
-            if after_epoch is not None and batch_idx and batch_idx % (len(batches) // epochs) == 0:
-                after_epoch()
-            rows = rows.to(x.device)
-            optimizer.zero_grad(set_to_none=True)
-            loss = loss_of(module.training_step((x[rows], y[rows]), batch_idx))
-            loss.backward()
-            if correction is not None:
-                correction.add_to(parameters)
-            if training.clip_norm is not None:
-                nn.utils.clip_grad_norm_(parameters, training.clip_norm)
-            optimizer.step()
-            total += loss.detach().double() * len(rows)
-    if after_epoch is not None:
-        after_epoch()
-    return float(total) / (epochs * len(x))
+        total = _take_steps(module, x, y, enumerate(batches), optimizer, training, correction)
+    return total / (epochs * len(x))
+
+
+def train_epoch(
+    module: pl.LightningModule,
+    x: Tensor,
+    y: Tensor,
+    training: TrainingConfig,
+    epoch: int,
+    key: Key,
+    left: bytes | None = None,
+    training_mode: bool = True,
+) -> bytes:
+    """One epoch of ``train_locally``: all of them, one after the other, come out as if they had been trained at once.
+
+    Args:
+        epoch: which, from 0.
+        left: what the epoch before has returned; None for the first.
+        training_mode: of the module; otherwise it stays in evaluation mode.
+
+    Returns:
+        What the next epoch needs beside the module's weights: the state of the optimiser and of torch's generators.
+    """
+    module.train(training_mode)
+    optimizer = only_optimizer(module)
+    batches = batches_of(len(x), training.batch_size, epoch + 1, key, has_batch_norm(module))
+    first = len(batches) // (epoch + 1) * epoch
+    with seeded_torch(key[0], f"{key[1]}/module", *key[2:]):
+        if left is not None:
+            before = torch.load(io.BytesIO(left), weights_only=True, map_location="cpu")
+            optimizer.load_state_dict(before["optimizer"])
+            torch.set_rng_state(before["generator"])
+            if x.is_cuda and "cuda" in before:
+                torch.cuda.set_rng_state(before["cuda"], x.device)
+        _take_steps(module, x, y, enumerate(batches[first:], first), optimizer, training)
+        state = {"optimizer": optimizer.state_dict(), "generator": torch.get_rng_state()}
+        if x.is_cuda:
+            state["cuda"] = torch.cuda.get_rng_state(x.device)
+    stream = io.BytesIO()
+    torch.save(state, stream)
+    return stream.getvalue()
+
+
+def _take_steps(
+    module: pl.LightningModule,
+    x: Tensor,
+    y: Tensor,
+    batches: Iterable[tuple[int, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    training: TrainingConfig,
+    correction: Correction | None = None,
+) -> float:
+    """A step on each batch, given by its number and its rows; the sum of the samples' losses."""
+    parameters = list(module.parameters())
+    total = torch.zeros((), device=x.device, dtype=torch.float64)
+    for batch_idx, rows in batches:
+        rows = rows.to(x.device)
+        optimizer.zero_grad(set_to_none=True)
+        loss = loss_of(module.training_step((x[rows], y[rows]), batch_idx))
+        loss.backward()
+        if correction is not None:
+            correction.add_to(parameters)
+        if training.clip_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, training.clip_norm)
+        optimizer.step()
+        total += loss.detach().double() * len(rows)
+    return float(total)
 
 
 def batches_of(samples: int, size: int, epochs: int, key: Key, normalises: bool = False) -> list[Tensor]:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import ray
@@ -24,7 +24,7 @@ from fl_ray.runtime.bundles import Bundles, available
 from fl_ray.runtime.connection import Connection
 from fl_ray.runtime.memory import keep_freed_memory, peak_memory_mb
 from fl_ray.runtime.placement import Slot, plan_slots
-from fl_ray.runtime.tasks import Evaluation, Job, JobData, RoundSettings, Task, TrainingPath
+from fl_ray.runtime.tasks import Evaluation, Job, JobData, RoundSettings, ServerTraining, Task, TrainingPath
 
 __all__ = ["RayRuntime"]
 
@@ -408,15 +408,15 @@ class RayRuntime(Runtime):
     def on_server(self, work: ServerWork, *arguments: Any) -> Any:
         return self._on_server("apply", work, *arguments).result()
 
-    def score(
+    def train_epoch(
         self,
         images: tuple[ray.ObjectRef, ray.ObjectRef],
-        weights: np.ndarray,
-        epochs: int,
+        before: ServerTraining,
         training: TrainingConfig,
-        protocol: Literal["clean", "delft"],
-    ) -> list[Evaluation]:
-        return self._on_server("score", *images, weights, epochs, training, protocol).result()
+        purpose: str,
+        training_mode: bool = True,
+    ) -> ServerTraining:
+        return self._on_server("train_epoch", *images, before, training, purpose, training_mode).result()
 
     def _on_server(self, method: str, *arguments: Any) -> _OnServer:
         def again() -> ray.ObjectRef:

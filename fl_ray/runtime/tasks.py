@@ -24,6 +24,7 @@ __all__ = [
     "LeftOut",
     "PartialResult",
     "RoundSettings",
+    "ServerTraining",
     "Task",
     "TrainingPath",
 ]
@@ -160,6 +161,21 @@ class PartialResult:
     total: np.ndarray | None
     weights: dict[int, np.ndarray] = field(default_factory=dict)
     records: list[ClientRecord] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ServerTraining:
+    """A training at the server between two of its epochs.
+
+    Attributes:
+        weights: float32 [size].
+        epochs: done so far.
+        left: what the next one needs beside the weights, see ``train_epoch``; None before the first.
+    """
+
+    weights: np.ndarray
+    epochs: int = 0
+    left: bytes | None = None
 
 
 @dataclass(frozen=True)

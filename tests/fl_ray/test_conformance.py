@@ -56,7 +56,12 @@ OWN = {  # settings without which a method refuses a cohort of three
     "sst": {**PLANNED, "method__images": 20},
     "clsd": {**PLANNED, "method__images": 20},
     "genfl": {"with_generator": True},
-    "genfl_pretrain": {"with_generator": True, "method__images": 30, "method__pretrain_epochs": 1},
+    "genfl_pretrain": {
+        "with_generator": True,
+        "method__images": 30,
+        "method__pretrain_epochs": 2,
+        "method__cas_epochs": 1,
+    },
     "krum": {"method__byzantine": 0, "method__multi": 2},
     "trimmed_mean": {"method__trim": 0.34},
 }
