@@ -7,15 +7,20 @@ import hashlib
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from fl_ray.errors import OutputError
+from fl_ray.run_folder import filled_folder, write_json
 from fl_ray.synthesis import Synthesis
 
 __all__ = ["MANIFEST_COLUMNS", "export_images"]
 
 MANIFEST_COLUMNS = ("file", "class", "index", "seed", "generator_key", "weights", "sampling_key", "prompt", "sha256")
+_PROVENANCE = "provenance.json"
+_DECIDES = ("generator", "training", "classes", "weights_sha256", "sampling", "seed")  # which images these are
 
 
 def export_images(synthesis: Synthesis, per_class: int, seed: int, folder: Path) -> int:
@@ -24,7 +29,41 @@ def export_images(synthesis: Synthesis, per_class: int, seed: int, folder: Path)
     ``manifest.csv`` has a row for each, in the order in which they are there (not by index, where a pool makes them),
     with a SHA-256 of the file; ``provenance.json`` says what the keys stand for, where there are any images. Memory
     does not grow with their number.
+
+    Args:
+        folder: a new one, or one with fewer of the same images: what an interrupted call has left, or a smaller number.
+
+    Raises:
+        OutputError: there is something else in it, or it can't be written.
+        SettingError: the generator has not so many.
     """
+    synthesis.check_counts(np.full(synthesis.data.num_classes, per_class))
+    if not (folder / _PROVENANCE).exists():
+        with filled_folder(folder):
+            return _write(synthesis, per_class, seed, folder)
+    before = json.loads((folder / _PROVENANCE).read_text(encoding="utf-8"))
+    now = json.loads(json.dumps(_about(synthesis, per_class, seed)))
+    other = [name for name in _DECIDES if before.get(name) != now[name]]
+    if other:
+        raise OutputError(
+            f"--output {folder}: it holds other images ({', '.join(other)} differ, see its {_PROVENANCE}); "
+            "name another folder"
+        )
+    if before["per_class"] > per_class:
+        raise OutputError(
+            f"--output {folder}: it holds {before['per_class']} images of each class, more than --per_class "
+            f"{per_class}; name another folder"
+        )
+    return _write(synthesis, per_class, seed, folder)
+
+
+def _about(synthesis: Synthesis, per_class: int, seed: int) -> dict[str, Any]:
+    return {**synthesis.provenance(), "seed": seed, "per_class": per_class}
+
+
+def _write(synthesis: Synthesis, per_class: int, seed: int, folder: Path) -> int:
+    if per_class:  # otherwise there is nothing to train a generator for
+        write_json(folder / _PROVENANCE, _about(synthesis, per_class, seed))
     classes, written = synthesis.data.source.classes, 0
     counts = np.full(len(classes), per_class)
     with (folder / "manifest.csv").open("w", newline="", encoding="utf-8") as stream:
@@ -41,9 +80,6 @@ def export_images(synthesis: Synthesis, per_class: int, seed: int, folder: Path)
                 made = hashlib.sha256(content).hexdigest()
                 manifest.writerow((file, classes[block.label], index, seed, *keys, prompt, made))
             written += len(images)
-    if written:
-        content = json.dumps(synthesis.provenance(), indent=2) + "\n"
-        (folder / "provenance.json").write_text(content, encoding="utf-8")
     return written
 
 

@@ -23,6 +23,7 @@ from fl_ray.errors import SettingError
 from fl_ray.model import ImageShape, build_module
 from fl_ray.randomness import key_seed, numpy_generator, seeded_torch
 from fl_ray.runtime.local_training import train_locally
+from generators.base import class_words
 from generators.quality.cas import classification_accuracy
 from generators.quality.classifier import SmallClassifier
 from generators.quality.clip import ClipScorer
@@ -201,7 +202,7 @@ class ImageScores:
         return asdict(memorisation(images, data.images[rows[train]], data.test_images[self._tests[held_out]]))
 
     def _clip_score(self, images: np.ndarray, labels: np.ndarray) -> float:
-        return self._clip.score(images, labels, [PROMPT.format(name) for name in self.data.source.classes])
+        return self._clip.score(images, labels, [PROMPT.format(class_words(name)) for name in self.data.source.classes])
 
     def _fit_recipe_model(self, images: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

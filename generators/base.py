@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ __all__ = [
     "TrainingImages",
     "block_seed",
     "check_class",
+    "class_words",
     "image_seeds",
     "key_seed",
     "require_positive",
@@ -210,6 +212,11 @@ def check_class(label: int, classes: int) -> None:
     """Refuse a class that a generator of so many classes does not know."""
     if not 0 <= label < classes:
         raise ValueError(f"class {label} is unknown to the generator, which knows 0..{classes - 1}")
+
+
+def class_words(name: str) -> str:
+    """A class's name in a sentence: torchvision's digits are called ``7 - seven``."""
+    return re.sub(r"^\d+ - (?=.)", "", name)
 
 
 def require_positive(**settings: float | None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
-from generators.base import Block, Sampler, require_positive
+from generators.base import Block, Sampler, class_words, require_positive
 from generators.guidance.latent import LatentDenoiser
 from generators.pipelines import (
     Precision,
@@ -32,6 +33,7 @@ from generators.pretrained import PretrainedGenerator, PretrainedSampler, wanted
 __all__ = ["TextToImage"]
 
 _CLASS = "{class}"
+_WORDS = 2  # raised when a class gets other words
 
 
 class TextToImage(PretrainedGenerator):
@@ -48,7 +50,7 @@ class TextToImage(PretrainedGenerator):
         size: pixels of the images as they are generated, before they are resized to the data set's; default: the
             pipeline's.
         lora: folder of LoRA weights in safetensors. Needs the package peft (extra ``text``).
-        class_names: words for the prompt, by class name, where they should differ from the name.
+        class_names: words for the prompt, by class name, where they should differ from ``class_words``.
         safety_checker: a pipeline that comes with a checker makes what it objects to black (summary.json counts these
             images, of those that the run itself made, as ``blackened_images``); false leaves it away.
         block_size: images made together.
@@ -76,6 +78,8 @@ class TextToImage(PretrainedGenerator):
         for template in self.prompts:
             if _CLASS not in template:
                 raise ValueError(f"prompts: {template!r} has no {_CLASS}, so it is the same for every class; add it")
+            for other in re.findall(r"\{\w*\}", template.replace(_CLASS, "")):
+                raise ValueError(f"prompts: {template!r} has {other}, but only {_CLASS} is filled in; take it out")
         require_positive(size=size)
         self.negative_prompt, self.size = negative_prompt, size
         self.lora = None if lora is None else str(Path(lora).expanduser().absolute())
@@ -91,11 +95,11 @@ class TextToImage(PretrainedGenerator):
 
     def sampling_settings(self) -> dict[str, Any]:
         names = ("prompts", "negative_prompt", "size", "class_names", "safety_checker")
-        return {**super().sampling_settings(), **{name: getattr(self, name) for name in names}}
+        return {**super().sampling_settings(), **{name: getattr(self, name) for name in names}, "words": _WORDS}
 
     def prompt(self, classes: Sequence[str], label: int, index: int) -> str:
         name = classes[label]
-        return self.prompts[index % len(self.prompts)].replace(_CLASS, self.class_names.get(name, name))
+        return self.prompts[index % len(self.prompts)].replace(_CLASS, self.class_names.get(name, class_words(name)))
 
     def check(self, weights: Path, classes: list[str]) -> None:
         unknown = sorted(set(self.class_names) - set(classes))

@@ -47,15 +47,11 @@ def generate(options: Any, overrides: dict[str, Any]) -> int:
     if options.print_config:
         print_config(config)
         return 0
-    import numpy as np
-
     from fl_ray.image_export import export_images
     from fl_ray.progress import Progress
-    from fl_ray.run_folder import new_folder
 
-    with _opened(config, Progress()) as synthesis:  # what is refused leaves no folder
-        synthesis.check_counts(np.full(synthesis.data.num_classes, options.per_class))
-        output = new_folder(Path(options.output) if options.output else default_output(f"{config.name}-images"))
+    output = Path(options.output) if options.output else default_output(f"{config.name}-images")
+    with _opened(config, Progress()) as synthesis:
         count = export_images(synthesis, options.per_class, seed, output)
     print(f"images: {count} in {output}\nmanifest: {output / 'manifest.csv'}")
     return 0

@@ -140,9 +140,34 @@ def test_generate_writes_images_and_where_they_come_from(recipe: Path, tmp_path:
     assert fewer.returncode == 0
     for row in rows_of(tmp_path / "fewer"):
         assert (tmp_path / "fewer" / row["file"]).read_bytes() == (tmp_path / "images" / row["file"]).read_bytes()
-    used = call(*words, "--per_class", "2", "--output", "fewer")
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "file").touch()
+    used = call(*words, "--per_class", "2", "--output", "used")
     assert used.returncode == 2
     assert "in use" in used.stderr
+
+
+def test_generate_goes_on_in_its_own_folder(recipe: Path, tmp_path: Path, call: Call) -> None:
+    """After an interrupt, or with a greater number; never among other images."""
+    words = ("generate", "small.yaml", "--output", "images", "--per_class")
+    assert call(*words, "7").returncode == 0
+    manifest, shown = tmp_path / "images" / "manifest.csv", tmp_path / "images" / "3" / "000006.png"
+    whole, picture = manifest.read_bytes(), shown.read_bytes()
+    manifest.write_bytes(whole[:300])
+    shown.write_bytes(picture[:20])
+    assert call(*words, "7").returncode == 0
+    assert (manifest.read_bytes(), shown.read_bytes()) == (whole, picture)
+    assert call(*words, "9").returncode == 0
+    assert len(rows_of(tmp_path / "images")) == 90
+    for more, said in (
+        (("9", "--sampling_seed", "4"), r"images: it holds other images \(seed differ"),
+        (("9", "--generator.steps", "2"), r"it holds other images \(sampling differ"),
+        (("8",), "it holds 9 images of each class, more than --per_class 8"),
+    ):
+        found = call(*words, *more)
+        assert found.returncode == 2
+        assert re.search(said, found.stderr), found.stderr
+    assert len(rows_of(tmp_path / "images")) == 90
 
 
 def test_generate_nothing_trains_nothing(recipe: Path, tmp_path: Path, call: Call) -> None:

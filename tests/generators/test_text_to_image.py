@@ -64,6 +64,7 @@ def test_images_are_those_of_the_pipelines_own_call(model: Path, tmp_path: Path)
     assert (found == (own * 255).round().astype(np.uint8).transpose(0, 3, 1, 2)).all()
     assert (found[0] != found[2]).any()  # one prompt, two noises
     assert TextToImage(**options).prompt(["cat", "fire truck"], 1, 9) == "red lorry, drawn"
+    assert TextToImage(**options).prompt(["0 - zero", "1 - one"], 1, 0) == "a photo of a one"  # torchvision's MNIST
 
 
 def test_an_image_depends_on_its_index_and_not_on_its_block(model: Path, tmp_path: Path) -> None:
@@ -240,6 +241,7 @@ def test_folders_that_hold_no_whole_pipeline(model: Path, tmp_path: Path, damage
     [
         ({"prompts": []}, "prompts is an empty list"),
         ({"prompts": ["a photo"]}, "has no {class}"),
+        ({"prompts": ["a {class}", "a {style} {class}"]}, "has {style}, but only {class} is filled in"),
         ({"steps": 0}, "steps is 0"),
         ({"size": -8}, "size is -8"),
         ({"block_size": 0}, "block_size is 0"),
