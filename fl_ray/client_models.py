@@ -25,7 +25,8 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from fl_ray.cache_folder import cache_root, writable
+from fl_ray.cache_folder import cache_errors, cache_root, make_writable
+from fl_ray.config import GeneratorConfig
 from fl_ray.data.parts import digest
 from fl_ray.errors import OutputError
 from fl_ray.model import ImageShape
@@ -70,9 +71,9 @@ def train_or_find(
         decided = json.dumps(_decided(run, method, tasks, weights, settings), sort_keys=True)
         key = settings_digest(decided)[:16]
     root = cache_root(run.config.generator)
-    folder = writable(root / "client_models", run.config.generator) / key
+    folder = make_writable(root / "client_models", run.config.generator) / key
     asked = time.perf_counter()
-    with _locked(folder, run.progress.message):
+    with _locked(folder, run.config.generator, run.progress.message):
         waited = time.perf_counter() - asked
         with run.phases.phase("dispatch"):
             kept = _read(folder / FILE, decided, run.progress.message)
@@ -144,14 +145,15 @@ def _hash(values: np.ndarray) -> str:
 
 
 @contextmanager
-def _locked(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
+def _locked(folder: Path, config: GeneratorConfig | None, tell: Callable[[str], None]) -> Iterator[None]:
     """For the one run at a time that may look into a folder, and write it."""
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        tell(f"waiting for another run that trains the same clients: {folder}")
-        lock.acquire()
+    with cache_errors(config):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            tell(f"waiting for another run that trains the same clients: {folder}")
+            lock.acquire()
     try:
         yield
     finally:

@@ -310,7 +310,10 @@ class TrackingConfig:
 
 @dataclass
 class CheckpointConfig:
-    """``checkpoint``: every so many rounds (0: never). The last two are kept until the run is finished, then none."""
+    """``checkpoint``: every so many rounds (0: never), and after every step of what a method does before them.
+
+    The last two are kept until the run is finished, then none.
+    """
 
     every: int = 10
 

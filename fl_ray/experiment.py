@@ -32,7 +32,7 @@ from fl_ray.run_folder import RunFolder, plain, write_json
 from fl_ray.runtime.base import Runtime
 from fl_ray.runtime.tasks import FAULTS
 from fl_ray.schedule import make_schedule
-from fl_ray.server import REPLAYED, RoundReport, checkpoint_of, rounds
+from fl_ray.server import REPLAYED, RoundReport, begin, checkpoint_of, rounds
 from fl_ray.stopping import BestModel
 from fl_ray.summary import CLIENT_RESULTS, outcome
 from fl_ray.tracking import Tracker
@@ -145,6 +145,7 @@ class Experiment:
             raise
         except FlRayError as error:
             trained = context is not None and context.phases.seconds.get("train", 0.0) > 0
+            trained = trained or (self.folder / "checkpoints").exists()
             if error.exit_code == BAD_INPUT and not self.resume and not trained:
                 status = "refused"
             raise
@@ -213,11 +214,13 @@ class Experiment:
         self.method.setup(context)
         state = found
         if found is None or found.starting:
-            for weights in self.method.start(context, self._weights):
+            for weights in begin(context, self.method, self._weights):
                 self._weights = weights
                 if every:
                     checkpoint.save(kept, replace(self._checkpoint(0, context), starting=True))
             state = self._checkpoint(0, context)
+            if kept.exists():
+                checkpoint.save(kept, state)
         timeline = [entry for entry in self.folder.timeline() if entry["round"] <= done]
         try:
             for report in [] if self._best.stalled else rounds(context, self.method, self._weights, done):

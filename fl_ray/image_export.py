@@ -20,15 +20,16 @@ __all__ = ["MANIFEST_COLUMNS", "export_images"]
 
 MANIFEST_COLUMNS = ("file", "class", "index", "seed", "generator_key", "weights", "sampling_key", "prompt", "sha256")
 _PROVENANCE = "provenance.json"
-_DECIDES = ("generator", "training", "classes", "weights_sha256", "sampling", "seed")  # which images these are
+_DECIDES = ("generator", "training", "classes", "seed")  # which images these are
+_MADE = ("weights_sha256", "sampling")  # the same, known when the generator is trained
 
 
 def export_images(synthesis: Synthesis, per_class: int, seed: int, folder: Path) -> int:
     """Write the first ``per_class`` images of every class as ``folder``/<class>/<index>.png; how many.
 
-    ``manifest.csv`` has a row for each, in the order in which they are there (not by index, where a pool makes them),
-    with a SHA-256 of the file; ``provenance.json`` says what the keys stand for, where there are any images. Memory
-    does not grow with their number.
+    ``provenance.json`` says from the beginning what is made, where there are any images; ``manifest.csv``, which is
+    there when all are, has a row for each, in the order in which they were made (not by index, where a pool does it),
+    with a SHA-256 of the file. Memory does not grow with their number.
 
     Args:
         folder: a new one, or one with fewer of the same images: what an interrupted call has left, or a smaller number.
@@ -42,31 +43,33 @@ def export_images(synthesis: Synthesis, per_class: int, seed: int, folder: Path)
         with filled_folder(folder):
             return _write(synthesis, per_class, seed, folder)
     before = json.loads((folder / _PROVENANCE).read_text(encoding="utf-8"))
-    now = json.loads(json.dumps(_about(synthesis, per_class, seed)))
-    other = [name for name in _DECIDES if before.get(name) != now[name]]
-    if other:
-        raise OutputError(
-            f"--output {folder}: it holds other images ({', '.join(other)} differ, see its {_PROVENANCE}); "
-            "name another folder"
-        )
+    _check_same(before, {**synthesis.trained.manifest, "seed": seed}, _DECIDES, folder)
     if before["per_class"] > per_class:
         raise OutputError(
-            f"--output {folder}: it holds {before['per_class']} images of each class, more than --per_class "
+            f"--output {folder}: it was begun with {before['per_class']} images of each class, more than --per_class "
             f"{per_class}; name another folder"
         )
+    _check_same(before, synthesis.provenance(), _MADE, folder)
     return _write(synthesis, per_class, seed, folder)
 
 
-def _about(synthesis: Synthesis, per_class: int, seed: int) -> dict[str, Any]:
-    return {**synthesis.provenance(), "seed": seed, "per_class": per_class}
+def _check_same(before: dict[str, Any], now: dict[str, Any], names: tuple[str, ...], folder: Path) -> None:
+    now = json.loads(json.dumps(now))
+    other = [name for name in names if before.get(name) != now[name]]
+    if other:
+        raise OutputError(
+            f"--output {folder}: it holds other images (another {', '.join(other)}, see its {_PROVENANCE}); "
+            "name another folder"
+        )
 
 
 def _write(synthesis: Synthesis, per_class: int, seed: int, folder: Path) -> int:
     if per_class:  # otherwise there is nothing to train a generator for
-        write_json(folder / _PROVENANCE, _about(synthesis, per_class, seed))
+        write_json(folder / _PROVENANCE, {**synthesis.provenance(), "seed": seed, "per_class": per_class})
     classes, written = synthesis.data.source.classes, 0
     counts = np.full(len(classes), per_class)
-    with (folder / "manifest.csv").open("w", newline="", encoding="utf-8") as stream:
+    draft = folder / ".manifest.csv.draft"
+    with draft.open("w", newline="", encoding="utf-8") as stream:
         manifest = csv.writer(stream)
         manifest.writerow(MANIFEST_COLUMNS)
         for block, images in synthesis.stream(counts, seed):
@@ -80,6 +83,7 @@ def _write(synthesis: Synthesis, per_class: int, seed: int, folder: Path) -> int
                 made = hashlib.sha256(content).hexdigest()
                 manifest.writerow((file, classes[block.label], index, seed, *keys, prompt, made))
             written += len(images)
+    draft.replace(folder / "manifest.csv")
     return written
 
 

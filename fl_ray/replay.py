@@ -26,7 +26,7 @@ from fl_ray.progress import Progress
 from fl_ray.run_folder import RunFolder
 from fl_ray.runtime.start import open_runtime
 from fl_ray.runtime.tasks import LeftOut, RoundSettings, Task
-from fl_ray.server import rounds
+from fl_ray.server import begin, rounds
 
 __all__ = ["Replayed", "replay"]
 
@@ -130,7 +130,7 @@ def _start_of(context: RunContext, method: Method, weights: np.ndarray, number: 
         done, weights = found.rounds_done, restore(found, context, method)
     method.setup(context)
     if found is None or found.starting:
-        for begun in method.start(context, weights):
+        for begun in begin(context, method, weights):
             weights = begun
     told = {row["round"]: row for row in context.folder.history()}
     again = number - 1 - done

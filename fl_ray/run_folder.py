@@ -23,7 +23,7 @@ from fl_ray.errors import OutputError
 from fl_ray.recipes import load_recipe, make_config, to_dict
 from fl_ray.version import __version__
 
-__all__ = ["HISTORY_COLUMNS", "RunFolder", "environment", "new_folder", "plain", "write_json"]
+__all__ = ["HISTORY_COLUMNS", "RunFolder", "environment", "filled_folder", "new_folder", "plain", "write_json"]
 
 HISTORY_COLUMNS = (
     "round",

@@ -19,7 +19,7 @@ from fl_ray.runtime.base import RoundResult
 from fl_ray.runtime.tasks import ClientRecord, RoundSettings
 from fl_ray.schedule import RoundPlan
 
-__all__ = ["REPLAYED", "RoundReport", "checkpoint_of", "rounds", "train_clients"]
+__all__ = ["REPLAYED", "RoundReport", "begin", "checkpoint_of", "rounds", "train_clients"]
 
 _TOLD = 3  # reasons that an error names
 REPLAYED = ("raised", "not_finite")  # faults of the training itself, that a replay shows
@@ -35,6 +35,18 @@ class RoundReport:
     plan: RoundPlan | None
     started_virtual_s: float
     """Virtual time at which the round began."""
+
+
+def begin(run: RunContext, method: Method, weights: np.ndarray) -> Iterator[np.ndarray]:
+    """What comes before the rounds, see ``Method.start``: the weights after each of its steps.
+
+    Raises:
+        TypeError: a method of the user's own has returned weights in place of an iterator over them.
+    """
+    for found in method.start(run, weights):
+        if np.shape(found) != weights.shape:
+            raise TypeError(f"{type(method).__name__}.start must yield weights {weights.shape}, not return them")
+        yield found
 
 
 def rounds(run: RunContext, method: Method, weights: np.ndarray, done: int = 0) -> Iterator[RoundReport]:

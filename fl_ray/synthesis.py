@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from fl_ray.cache_folder import cache_errors
 from fl_ray.errors import LostActorsError, PlacementError
 from fl_ray.trained_generator import TrainedGenerator
 from generators.base import Block, Generator, settings_digest
@@ -51,7 +52,7 @@ class Synthesis:
         wait: Callable[[], None] | None = None,
     ) -> None:
         self.trained, self.data, self.progress = trained, trained.data, trained.progress
-        self.on_ray, self.threads, self._pool_of = on_ray, threads, trained.config.pool
+        self.on_ray, self.threads, self._pool_config = on_ray, threads, trained.config.pool
         self._pool: object | None = None
         self._images = 0
         self._seconds = 0.0
@@ -71,7 +72,7 @@ class Synthesis:
         """The device on which images are made. Of actors with a share of a GPU it is known when Ray answers."""
         if self._device is None:
             here = "cuda" if torch.cuda.is_available() else "cpu"
-            if self.on_ray and self._pool_of.gpus == 0:
+            if self.on_ray and self._pool_config.gpus == 0:
                 here = "cpu"
             elif self.on_ray and here == "cpu":
                 import ray
@@ -211,7 +212,8 @@ class Synthesis:
                 pool, waited = self._start_pool(), time.perf_counter()
                 made = 0
                 for number, (block, images) in enumerate(pool.make(blocks), 1):
-                    self._cache_of(block.label).put(block, self._fitting(images))
+                    with cache_errors(self.trained.config):
+                        self._cache_of(block.label).put(block, self._fitting(images))
                     made += len(images)
                     self._images += len(images)
                     self._seconds += time.perf_counter() - waited
@@ -233,7 +235,7 @@ class Synthesis:
         import ray
 
         self._wait()
-        pool, cluster = self._pool_of, ray.cluster_resources()
+        pool, cluster = self._pool_config, ray.cluster_resources()
         for name, amount, setting in (("CPU", pool.cpus, "cpus"), ("GPU", pool.gpus, "gpus")):
             if amount * pool.actors > cluster.get(name, 0.0) + 1e-9:
                 raise PlacementError(
@@ -261,7 +263,7 @@ class Synthesis:
 
     def seconds_per_image(self, seed: int) -> float:
         """Wall seconds of the whole pool for an image, measured now on blocks that are made past the cache (median)."""
-        pool, count = self._start_pool(), self._pool_of.actors if self.on_ray else 1
+        pool, count = self._start_pool(), self._pool_config.actors if self.on_ray else 1
         blocks = [Block(seed, number % self.data.num_classes, 0) for number in range(count)]
         for _ in pool.make(blocks):  # the first images of a process take longer
             pass
@@ -278,8 +280,11 @@ class Synthesis:
 
     def report(self) -> dict[str, float | str]:
         """What was done, for summary.json; seconds are of this run alone (0 where the cache had everything)."""
-        made = {"images_made": self._images, "sampling_seconds": self._seconds}
-        return {**self.trained.report(), **made, **self.counted()}
+        return {**self.trained.report(), **self.sampled()}
+
+    def sampled(self) -> dict[str, float]:
+        """Of that, the sampling."""
+        return {"images_made": self._images, "sampling_seconds": self._seconds, **self.counted()}
 
     def close(self) -> None:
         """End the pool."""

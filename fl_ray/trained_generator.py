@@ -17,7 +17,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from fl_ray.cache_folder import cache_root, writable
+from fl_ray.cache_folder import cache_root, make_writable
 from fl_ray.config import Component, GeneratorConfig
 from fl_ray.data.parts import FederatedData, digest
 from fl_ray.devices.cost import Ledger
@@ -160,7 +160,7 @@ class TrainedGenerator:
             (draft / TRAINED_FILE).write_text(json.dumps(noted), encoding="utf-8")
 
         if not folder.exists():
-            writable(self.folder, self.config)
+            make_writable(self.folder, self.config)
         with self.refusals():
             trained = stored_folder(folder, write) and not brought
         if trained:

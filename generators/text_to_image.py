@@ -78,7 +78,7 @@ class TextToImage(PretrainedGenerator):
         for template in self.prompts:
             if _CLASS not in template:
                 raise ValueError(f"prompts: {template!r} has no {_CLASS}, so it is the same for every class; add it")
-            for other in re.findall(r"\{\w*\}", template.replace(_CLASS, "")):
+            for other in re.findall(r"\{[^{}]*\}", template.replace(_CLASS, "")):
                 raise ValueError(f"prompts: {template!r} has {other}, but only {_CLASS} is filled in; take it out")
         require_positive(size=size)
         self.negative_prompt, self.size = negative_prompt, size

@@ -12,7 +12,12 @@ import torch
 from safetensors.numpy import load_file
 from torch import nn
 
+from fl_ray.config import Component, RunConfig, TrainingConfig
+from fl_ray.data.parts import prepare
 from fl_ray.experiment import Experiment
+from fl_ray.model import ImageShape, initial_weights
+from fl_ray.runtime.host import ClientHost
+from fl_ray.runtime.tasks import Job, JobData, ServerTraining
 from generators.base import Block, TrainingImages
 from generators.diffusion import DiffusionGenerator
 from generators.guidance.generator import GuidedGenerator
@@ -133,3 +138,20 @@ def test_a_training_cut_on_the_gpu_goes_on_to_the_same_weights(tmp_path: Path) -
     diffusion("fp32").fit(DATA, parts, lambda *told: None)
     first, second = (made(LocalPool(diffusion("fp32"), folder)) for folder in (whole, parts))
     assert np.abs(first - second).mean() < 1
+
+
+def test_epochs_one_by_one_are_a_training_at_once(small: Callable[..., RunConfig]) -> None:
+    """Dropout draws from the GPU's own generator, which goes on where the epoch before has left it."""
+    config = small()
+    data = prepare(config.data, 0)
+    job = Job(Component("tests.fl_ray.own:OwnModule"), ImageShape.of(data.source), config.training, 0, 1, 1)
+    arrays = JobData(data.images, data.labels, data.partition, data.held_out, data.test_images, data.test_labels)
+    host = ClientHost(job, arrays, torch.device("cuda"))
+    adam, known = TrainingConfig("adam", 1e-2, batch_size=8), (data.images[:40], data.labels[:40])
+    start = initial_weights(job.model, job.shape, job.training, 0)
+    at_once, _ = host.train_on(*known, start, 0, 3, adam)
+    state = ServerTraining(start)
+    for _ in range(3):
+        torch.rand(3, device="cuda")  # others may draw meanwhile
+        state = host.train_epoch(*known, state, adam, "server")
+    np.testing.assert_allclose(state.weights, at_once, atol=1e-5)

@@ -74,7 +74,7 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
 
 def main() -> None:
     runs = finished(Path(sys.argv[1]))
-    scores = {name: [run["cas"] for run in pretrained(runs, name)] for name in PAPER}
+    scores = {name: [run["cas"] for run in pretrained(runs, name) if "cas" in run] for name in PAPER}
     parts = ("poster", "here", "off by")
     lines = []
     for partition, cells in PAPER.items():

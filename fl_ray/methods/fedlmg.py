@@ -181,7 +181,7 @@ class FedLMG(OneShot):
                 wanted = np.zeros((max(clients) + 1, classes), dtype=np.int64)
                 wanted[clients] = np.where(known, self.images_per_class, 0)
                 images, jobs = guided.images(wanted.ravel(), run.config.seed)
-            report = guided.report()
+            report = guided.sampled()
             blocks = report.get("blocks", 0)
             for name in LOSSES:
                 total = report.pop(name, 0.0)

@@ -79,30 +79,34 @@ class GenFLPretrain(FedAvg):
             labels = SharedLabels(run.data, "counts", 0.0, run.config.seed)
             run.ledger.bytes_up += labels.bytes_per_client * run.config.data.clients
             run.notes["label_sharing"] = labels.note()
-        if not self.uses_generator:
+        score = self.cas_epochs > 0 and "cas" not in run.notes
+        pretrain = self.pretrain_epochs > 0 and "pretrained_accuracy" not in run.notes
+        if not (score or pretrain):
             return
         counts = water_fill(np.zeros(run.data.num_classes, dtype=np.int64), self.images)
         with run.phases.phase("synthesis"):
             images = run.runtime.put(*run.synthesis.images(counts, run.config.seed))
         adam = TrainingConfig("adam", self.pretrain_lr, batch_size=self.pretrain_batch_size)
-        if self.cas_epochs and "cas" not in run.notes:
+        if score:
             for _ in self._score(run, images, weights, adam):
                 yield weights
-        if self.pretrain_epochs and "pretrained_accuracy" not in run.notes:
+        if pretrain:
             yield from self._pretrain(run, images, weights, adam)
 
     def _score(self, run: RunContext, images: Any, weights: np.ndarray, adam: TrainingConfig) -> Iterator[None]:
         """CAS (Ravuri & Vinyals, arXiv 1905.10887), epoch by epoch.
 
-        With ``delft`` the real images are the test part and the clients' own together, and the module stays in
-        evaluation mode from its second epoch on, as in TU Delft's code.
+        With ``delft`` the real images are the test part and the clients' own together (one that several clients have
+        counts for each of them), and the module stays in evaluation mode from its second epoch on, as in TU Delft's
+        code.
         """
         run.progress.message(f"CAS: {self.cas_epochs} epochs on {self.images} synthetic images")
         delft, scores = self.protocol == "delft", run.notes.setdefault("cas_epochs", [])
         state = self._begun or ServerTraining(weights)
         for epoch in range(state.epochs, self.cas_epochs):
-            with run.phases.phase("evaluate"):
+            with run.phases.phase("train"):
                 state = run.runtime.train_epoch(images, state, adam, "score", training_mode=epoch == 0 or not delft)
+            with run.phases.phase("evaluate"):
                 real = run.runtime.evaluate([state.weights])
                 real += self._on_own_images(run, state.weights) if delft else []
             scores.append(sum_evaluations(real).accuracy)
@@ -121,7 +125,7 @@ class GenFLPretrain(FedAvg):
         for epoch in range(state.epochs, self.pretrain_epochs):
             with run.phases.phase("train"):
                 state = run.runtime.train_epoch(images, state, adam, "server")
-            run.progress.steps("pre-training epoch", epoch + 1, self.pretrain_epochs)
+            run.progress.steps("pre-training epoch", epoch + 1, self.pretrain_epochs, f"loss {state.loss:.3f}")
             self._begun = state if epoch + 1 < self.pretrain_epochs else None
             if self._begun is None:
                 self._book(run)
@@ -131,9 +135,8 @@ class GenFLPretrain(FedAvg):
     def state(self) -> dict[str, np.ndarray]:
         found = super().state()
         if self._begun is not None:
-            left = np.frombuffer(self._begun.left or b"", dtype=np.uint8)
-            found |= {"begun/weights": self._begun.weights, "begun/left": left}
-            found["begun/epochs"] = np.array([self._begun.epochs])
+            found["begun/weights"], found["begun/epochs"] = self._begun.weights, np.array([self._begun.epochs])
+            found["begun/left"] = np.frombuffer(self._begun.left, dtype=np.uint8)
         return found
 
     def load_state(self, state: dict[str, np.ndarray]) -> None:

@@ -338,8 +338,8 @@ class ClientHost(HostTests):
         y = torch.from_numpy(labels).to(self.device)
         key = (self.job.seed, purpose, 0, 0)
         with self._optimised_by(training):
-            left = train_epoch(self.module, x, y, training, before.epochs, key, before.left, training_mode)
-        return ServerTraining(self.layout.read().numpy(), before.epochs + 1, left)
+            left, loss = train_epoch(self.module, x, y, training, before.epochs, key, before.left, training_mode)
+        return ServerTraining(self.layout.read().numpy(), before.epochs + 1, left, loss)
 
     def apply(self, work: ServerWork, *arguments: Any) -> Any:
         """Whatever a method does at the server beyond training on images."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import math
+import pickle
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
@@ -104,8 +106,11 @@ def train_epoch(
     key: Key,
     left: bytes | None = None,
     training_mode: bool = True,
-) -> bytes:
+) -> tuple[bytes, float]:
     """One epoch of ``train_locally``: all of them, one after the other, come out as if they had been trained at once.
+
+    That holds for what is in the module's weights (float32 here), in the optimiser's ``state_dict`` and in torch's
+    generators; a module of the user's own that counts steps in an attribute, say, begins again.
 
     Args:
         epoch: which, from 0.
@@ -113,7 +118,11 @@ def train_epoch(
         training_mode: of the module; otherwise it stays in evaluation mode.
 
     Returns:
-        What the next epoch needs beside the module's weights: the state of the optimiser and of torch's generators.
+        What the next epoch needs beside the module's weights (the state of the optimiser and of torch's generators),
+        and the mean loss.
+
+    Raises:
+        SettingError: the optimiser's state holds more than tensors, numbers and names.
     """
     module.train(training_mode)
     optimizer = only_optimizer(module)
@@ -121,18 +130,33 @@ def train_epoch(
     first = len(batches) // (epoch + 1) * epoch
     with seeded_torch(key[0], f"{key[1]}/module", *key[2:]):
         if left is not None:
-            before = torch.load(io.BytesIO(left), weights_only=True, map_location="cpu")
+            try:
+                before = torch.load(io.BytesIO(left), weights_only=True, map_location="cpu")
+            except pickle.UnpicklingError as error:
+                raise SettingError(
+                    f"model {type(module).__name__}: its optimiser {type(optimizer).__name__} keeps more in its state "
+                    "than tensors and numbers, so a training can't go on after an epoch; use one of torch's"
+                ) from error
             optimizer.load_state_dict(before["optimizer"])
             torch.set_rng_state(before["generator"])
             if x.is_cuda and "cuda" in before:
                 torch.cuda.set_rng_state(before["cuda"], x.device)
-        _take_steps(module, x, y, enumerate(batches[first:], first), optimizer, training)
-        state = {"optimizer": optimizer.state_dict(), "generator": torch.get_rng_state()}
+        total = _take_steps(module, x, y, enumerate(batches[first:], first), optimizer, training)
+        state = {"optimizer": _plain(optimizer.state_dict()), "generator": torch.get_rng_state()}
         if x.is_cuda:
             state["cuda"] = torch.cuda.get_rng_state(x.device)
     stream = io.BytesIO()
     torch.save(state, stream)
-    return stream.getvalue()
+    return stream.getvalue(), total / len(x)
+
+
+def _plain(state: object) -> object:
+    """An optimiser's state without numpy's numbers: what is read back may hold no objects of other packages."""
+    if isinstance(state, dict):
+        return {key: _plain(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return [_plain(value) for value in state]
+    return state.item() if isinstance(state, np.generic) else state
 
 
 def _take_steps(

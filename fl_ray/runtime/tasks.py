@@ -171,11 +171,13 @@ class ServerTraining:
         weights: float32 [size].
         epochs: done so far.
         left: what the next one needs beside the weights, see ``train_epoch``; None before the first.
+        loss: mean of the last one.
     """
 
     weights: np.ndarray
     epochs: int = 0
     left: bytes | None = None
+    loss: float = float("nan")
 
 
 @dataclass(frozen=True)

@@ -157,17 +157,18 @@ def test_generate_goes_on_in_its_own_folder(recipe: Path, tmp_path: Path, call: 
     shown.write_bytes(picture[:20])
     assert call(*words, "7").returncode == 0
     assert (manifest.read_bytes(), shown.read_bytes()) == (whole, picture)
-    assert call(*words, "9").returncode == 0
-    assert len(rows_of(tmp_path / "images")) == 90
+    assert call(*words, "11").returncode == 0  # one more than the blocks of 5 have
+    assert len(rows_of(tmp_path / "images")) == 110
     for more, said in (
-        (("9", "--sampling_seed", "4"), r"images: it holds other images \(seed differ"),
-        (("9", "--generator.steps", "2"), r"it holds other images \(sampling differ"),
-        (("8",), "it holds 9 images of each class, more than --per_class 8"),
+        (("11", "--sampling_seed", "4"), r"images: it holds other images \(another seed"),
+        (("11", "--generator.steps", "2"), r"it holds other images \(another sampling"),
+        (("11", "--generator.train_steps", "10000000"), r"it holds other images \(another training"),  # none of them
+        (("8",), "it was begun with 11 images of each class, more than --per_class 8"),
     ):
         found = call(*words, *more)
         assert found.returncode == 2
         assert re.search(said, found.stderr), found.stderr
-    assert len(rows_of(tmp_path / "images")) == 90
+    assert len(rows_of(tmp_path / "images")) == 110
 
 
 def test_generate_nothing_trains_nothing(recipe: Path, tmp_path: Path, call: Call) -> None:

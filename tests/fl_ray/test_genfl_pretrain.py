@@ -11,8 +11,10 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
+from fl_ray import checkpoint
 from fl_ray.config import Component, RunConfig, TrainingConfig
 from fl_ray.data.parts import prepare
+from fl_ray.errors import PlacementError, SettingError
 from fl_ray.experiment import Experiment
 from fl_ray.methods.genfl_pretrain import GenFLPretrain
 from fl_ray.model import ImageShape, WeightLayout, build_module, initial_weights
@@ -142,9 +144,49 @@ def test_epochs_one_by_one_are_a_training_at_once(host: ClientHost, size: int) -
     assert not np.array_equal(other.weights, again.weights)  # what is left does count
 
 
+class CountsInNumpy(torch.optim.SGD):
+    """Its state has a number of numpy's; with ``own`` an object of its own, too."""
+
+    own = False
+
+    def step(self, closure: Any = None) -> None:
+        super().step(closure)
+        for group in self.param_groups:
+            group["steps"] = np.int64(group.get("steps", 0) + 1)
+            group["own"] = Path("a") if self.own else None
+
+
+def test_an_optimiser_s_state_holds_numbers_and_nothing_else(host: ClientHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = type(host.module)
+    monkeypatch.setattr(kind, "configure_optimizers", lambda module: CountsInNumpy(module.parameters(), 0.1))
+    weights = initial_weights(host.job.model, host.job.shape, host.job.training, 0)
+    known, training = (host.data.images[:40], host.data.labels[:40]), TrainingConfig(batch_size=8)
+    first = host.train_epoch(*known, ServerTraining(weights), training, "server")
+    second = host.train_epoch(*known, first, training, "server")
+    assert 0 < second.loss < first.loss
+    monkeypatch.setattr(CountsInNumpy, "own", True)
+    bad = host.train_epoch(*known, ServerTraining(weights), training, "server")
+    with pytest.raises(SettingError, match=r"OwnModule: its optimiser CountsInNumpy keeps more in its state"):
+        host.train_epoch(*known, bad, training, "server")
+
+
+@pytest.mark.parametrize(("protocol", "modes"), [("clean", [True] * 3), ("delft", [True, False, False])])
+def test_delft_stays_in_evaluation_mode_after_an_epoch_of_cas(
+    run_small: Run, monkeypatch: pytest.MonkeyPatch, protocol: str, modes: list[bool]
+) -> None:
+    plain, seen = InProcessRuntime.train_epoch, []
+
+    def train(runtime: InProcessRuntime, *arguments: Any, training_mode: bool = True) -> ServerTraining:
+        seen.append((arguments[3], training_mode))
+        return plain(runtime, *arguments, training_mode=training_mode)
+
+    monkeypatch.setattr(InProcessRuntime, "train_epoch", train)
+    run_small(**PRETRAIN, method__cas_epochs=3, method__protocol=protocol, rounds=1)
+    assert seen == [("score", mode) for mode in modes] + [("server", True)] * 2
+
+
 @pytest.mark.parametrize("moves", [True, False])
 def test_running_statistics_stay_in_evaluation_mode(host: ClientHost, moves: bool) -> None:
-    """As of TU Delft's classifier of CAS, from its second epoch on."""
     job, adam = host.job, TrainingConfig("adam", 1e-2, batch_size=8)
     weights = initial_weights(job.model, job.shape, job.training, 0)
     known = host.data.images[:40], host.data.labels[:40]
@@ -154,6 +196,33 @@ def test_running_statistics_stay_in_evaluation_mode(host: ClientHost, moves: boo
     running = [torch.cat([v.flatten().float() for name, v in each.items() if "running" in name]) for each in named]
     assert (not torch.equal(*running)) == moves
     assert not np.array_equal(first.weights, second.weights)
+
+
+def test_what_is_kept_of_a_start_outlives_a_refusal(
+    small: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a cluster has lost its last node: bad input takes its new folder away, but not with work in it."""
+    config, plain = small(**PRETRAIN, method__cas_epochs=2), InProcessRuntime.train_epoch
+
+    def lost(runtime: InProcessRuntime, images: Any, before: ServerTraining, *how: Any, **more: Any) -> ServerTraining:
+        if before.epochs == 1:
+            raise PlacementError("no node has the room")
+        return plain(runtime, images, before, *how, **more)
+
+    monkeypatch.setattr(InProcessRuntime, "train_epoch", lost)
+    (tmp_path / "run").mkdir()
+    with open_runtime(config) as runtime:
+        with pytest.raises(PlacementError):
+            Experiment(config, tmp_path / "run", runtime).run()
+        monkeypatch.setattr(InProcessRuntime, "train_epoch", plain)
+        summary = Experiment(config, tmp_path / "run", runtime, resume=True).run()
+    assert len(summary["cas_epochs"]) == 2
+
+
+def test_a_start_that_returns_its_weights_is_refused(run_small: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GenFLPretrain, "start", lambda method, run, weights: weights)
+    with pytest.raises(TypeError, match=r"GenFLPretrain\.start must yield weights \(1210,\)"):
+        run_small(**PRETRAIN)
 
 
 def test_class_balanced_shares() -> None:
@@ -191,7 +260,7 @@ def test_a_run_is_averaged_by_class_balanced_shares(run_small: Run) -> None:
     assert summary["label_sharing"]["level"] == "counts"
 
 
-CUTS = [("score", 0), ("score", 2), ("server", 0), ("server", 1), (None, 0)]
+CUTS = [("score", 0), ("score", 2), ("server", 0), ("server", 1), ("done", 0), ("rounds", 0)]
 
 
 @pytest.mark.parametrize(("purpose", "epoch"), CUTS)
@@ -200,10 +269,10 @@ def test_a_run_cut_before_its_rounds_goes_on_from_there(
     run_small: Run,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    purpose: str | None,
+    purpose: str,
     epoch: int,
 ) -> None:
-    """In an epoch of CAS, of the pre-training, or in the first round: none that is done is done again."""
+    """In an epoch of CAS or of the pre-training, right after them, or in the first round: none is done again."""
     settings = {**PRETRAIN, "method__cas_epochs": 3, "method__weighting": "class_balanced"}
     whole, expected = run_small(**settings)
     config, folder = small(**settings), tmp_path / "cut"
@@ -225,14 +294,20 @@ def test_a_run_cut_before_its_rounds_goes_on_from_there(
     monkeypatch.setattr(InProcessRuntime, "train_epoch", train)
     with open_runtime(config) as runtime:
         with monkeypatch.context() as patch:
-            if purpose is None:
+            if purpose == "rounds":
                 patch.setattr("fl_ray.experiment.rounds", cut)
+            if purpose == "done":  # as by a kill: the last step is kept, but not that it was the last
+                save = checkpoint.save
+                patch.setattr(
+                    "fl_ray.experiment.checkpoint.save",
+                    lambda folder, state: save(folder, state) if state.starting else cut(),
+                )
             with pytest.raises(KeyboardInterrupt):
                 Experiment(config, folder, runtime).run()
         resumed = Experiment(config, folder, runtime, resume=True)
         summary = resumed.run()
     epochs = [("score", 0), ("score", 1), ("score", 2), ("server", 0), ("server", 1)]
-    assert sorted(trained) == sorted(epochs + [(purpose, epoch)] * (purpose is not None))
+    assert sorted(trained) == sorted(epochs + [(purpose, epoch)] * (purpose in ("score", "server")))
     assert all(torch.equal(value, final(whole)[name]) for name, value in final(resumed).items())
     for name in ("cas", "cas_epochs", "pretrained_accuracy", "virtual_time_s", "bytes_up", "samples_trained"):
         assert summary[name] == expected[name]

@@ -17,6 +17,7 @@ from fl_ray.config import RayConfig, RunConfig, RuntimeConfig
 from fl_ray.experiment import Experiment
 from fl_ray.runtime.in_process import InProcessRuntime
 from fl_ray.runtime.ray_backend import RayRuntime
+from fl_ray.runtime.tasks import ServerTraining
 from tests.faults.driving import assert_one_tracked_run, assert_same_run, killed, recipe, run
 
 SLOW = {  # rounds of about a second, so that a kill meets clients in training
@@ -95,6 +96,26 @@ def test_the_servers_actor_killed_in_a_round_changes_no_result(
         thread.start()
         experiment.run()
         thread.join()
+    assert any("server's actor is lost" in line for line in told)
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_the_servers_actor_killed_between_epochs_changes_no_result(
+    ray_session: None, small: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small(with_generator=True, method__name="genfl_pretrain", method__images=40, method__pretrain_epochs=3)
+    run_in(tmp_path / "whole", config, InProcessRuntime())
+    told: list[str] = []
+    with RayRuntime(RuntimeConfig(actors="pooled", num_actors=1), RayConfig(), told.append, config) as runtime:
+        plain = runtime.train_epoch
+
+        def train(images: Any, before: ServerTraining, *how: Any) -> ServerTraining:
+            if before.epochs == 2:
+                os.kill(pid_of(runtime._server), signal.SIGKILL)
+            return plain(images, before, *how)
+
+        monkeypatch.setattr(runtime, "train_epoch", train)
+        run_in(tmp_path / "killed", config, runtime)
     assert any("server's actor is lost" in line for line in told)
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
