@@ -42,7 +42,9 @@ class _ME(nn.Sequential):
 
 
 class _DFSEB(nn.Module):
-    """Depthwise feature block with squeeze and excitation, twice, each with its own residual."""
+    """Depthwise feature block with squeeze and excitation, twice. What comes in is added after each, as in TU Delft's
+    code; a residual of the second half's own input trains more steadily, and is another network.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -61,8 +63,7 @@ class _DFSEB(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.first(x)
-        return x + self.second(x)
+        return x + self.second(x + self.first(x))
 
 
 class ExquisiteNetV1(nn.Sequential):

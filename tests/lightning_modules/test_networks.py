@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from lightning_modules.backbones import (
     VGG16,
@@ -40,6 +41,44 @@ def test_parameter_count(network: nn.Module, expected: int) -> None:
 @pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 32)])
 def test_output_shape(kind: type[nn.Module], channels: int, size: int) -> None:
     assert kind(channels, size, 7).eval()(torch.zeros(2, channels, size, size)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_exquisite_net_is_that_of_delft(training: bool) -> None:
+    """Layer by layer by torch's functions: both halves of a block have what came into the block added."""
+    torch.manual_seed(0)
+    network = ExquisiteNetV1(1, 28, 10, dropout=0.0).double()
+    for part in network.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.uniform_(part.running_mean, -0.2, 0.2)
+            nn.init.uniform_(part.running_var, 0.5, 1.5)
+    network.train(training)
+    state, at = {name: value.clone() for name, value in network.state_dict().items()}, iter(network.state_dict())
+    images = torch.rand(6, 1, 28, 28, dtype=torch.float64)
+
+    def take() -> torch.Tensor:
+        return state[next(at)]
+
+    def norm(x: torch.Tensor) -> torch.Tensor:
+        weight, bias, mean, var = (take() for _ in range(4))
+        assert next(at).endswith("num_batches_tracked")
+        return functional.batch_norm(x, mean, var, weight, bias, training)
+
+    def half(x: torch.Tensor) -> torch.Tensor:
+        x = functional.relu(norm(functional.conv2d(x, take())))
+        x = functional.hardswish(functional.conv2d(x, take(), take(), padding=1, groups=x.shape[1]))
+        gate = functional.linear(functional.relu(functional.linear(x.mean(dim=(2, 3)), take())), take())
+        return x * gate.sigmoid()[:, :, None, None]
+
+    x = images
+    for _ in range(5):
+        came = norm(functional.conv2d(functional.max_pool2d(x, 2, ceil_mode=True), take()))
+        x = half(came) + came
+        x = half(x) + came
+    x = functional.hardswish(functional.conv2d(x, take(), take())).mean(dim=(2, 3))
+    expected = functional.linear(x, take(), take())
+    assert torch.allclose(network(images), expected, atol=1e-12)
+    assert next(at, None) is None
 
 
 @pytest.mark.parametrize("bias", [True, False])
