@@ -1,8 +1,8 @@
 """The poster's tables on MNIST beside what was measured here, as Markdown.
 
-    python experiments/genfl_pretrain/side_by_side.py experiments/genfl_pretrain/results
+    python experiments/genfl_pretrain/side_by_side.py experiments/genfl_pretrain/results*
 
-Reads the folder that ``fl-ray compare experiments/genfl_pretrain/mnist.yaml --output ...`` fills; cells that were not
+Reads the folders that ``fl-ray compare --output ...`` fills with mnist.yaml and initialise.yaml; cells that were not
 run have a dash.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,10 @@ TITLES = {"cas": "CAS", "without": "FedAvg alone", "with": "pre-trained"}
 Runs = dict[tuple[str, str], dict[int, dict[str, Any]]]
 
 
-def finished(output: Path) -> Runs:
+def finished(outputs: Iterable[Path]) -> Runs:
     """Summaries of finished runs by (partition, with or without or initialise) and seed."""
     found: Runs = {}
-    for file in sorted(output.glob("runs/*/*/summary.json")):
+    for file in sorted(file for output in outputs for file in output.glob("runs/*/*/summary.json")):
         folder = RunFolder(file.parent)
         if folder.finished():
             summary = folder.summary()
@@ -73,7 +73,7 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
 
 
 def main() -> None:
-    runs = finished(Path(sys.argv[1]))
+    runs = finished(Path(name) for name in sys.argv[1:])
     scores = {name: [run["cas"] for run in pretrained(runs, name) if "cas" in run] for name in PAPER}
     parts = ("poster", "here", "off by")
     lines = []

@@ -96,8 +96,11 @@ class HostTests:
             if len(rows) == 0:
                 found.append(None)
                 continue
-            x, y = self._inputs(rows)
-            found.append(self._evaluate(x.contiguous(memory_format=self._format), y))
+            # In blocks: thousands of images at once leave the processor's caches, and take three times as long.
+            blocks = [rows[at : at + EVALUATION_BLOCK] for at in range(0, len(rows), EVALUATION_BLOCK)]
+            inputs = (self._inputs(block) for block in blocks)
+            evaluated = [self._evaluate(x.contiguous(memory_format=self._format), y) for x, y in inputs]
+            found.append(sum_evaluations(evaluated))
         return found
 
     def gradient(self, weights: np.ndarray, rows: np.ndarray) -> np.ndarray:
