@@ -122,13 +122,7 @@ def _parser() -> Any:
     generate.add_argument("recipe", type=str, help="YAML file")
     generate.add_argument("--per_class", type=int, required=True, metavar="N", help="images of each class")
     generate.add_argument("--sampling_seed", type=int, default=None, metavar="S", help="default: the recipe's seed")
-    generate.add_argument(
-        "--output",
-        type=str,
-        default=None,
-        metavar="DIR",
-        help="goes on with what is there",
-    )
+    generate.add_argument("--output", type=str, default=None, metavar="DIR", help="goes on with what is there")
     plan = command("plan", "plan synthetic data, frequency, bandwidth and power for least energy (FIMI)", _SETTINGS)
     plan.add_argument("recipe", type=str, help="YAML file; allocation.compare lists searches to try beside each other")
     plan.add_argument("--seeds", nargs="+", type=int, default=[], help="cells to compare searches on")

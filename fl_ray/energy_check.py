@@ -168,7 +168,7 @@ def check_energy(
     if max(samples) > len(owned):
         raise SettingError(f"--samples {max(samples)}: the recipe's clients have {len(owned)} images; lower it")
     shape = ImageShape.of(data.source)
-    arrays = JobData(data.images, data.labels, data.partition, data.held_out, data.test_images, data.test_labels)
+    arrays = JobData.of(data)
     device = torch.device("cuda" if config.runtime.gpus_per_actor > 0 and torch.cuda.is_available() else "cpu")
     sensor, before = Sensor(), torch.get_num_threads()
     weights = initial_weights(config.model, shape, config.training, config.seed)

@@ -145,7 +145,6 @@ class Experiment:
             raise
         except FlRayError as error:
             trained = context is not None and context.phases.seconds.get("train", 0.0) > 0
-            trained = trained or (self.folder / "checkpoints").exists()
             if error.exit_code == BAD_INPUT and not self.resume and not trained:
                 status = "refused"
             raise

@@ -73,7 +73,7 @@ def make_context(
         updates,
         method.own_models,
     )
-    arrays = JobData(data.images, data.labels, data.partition, data.held_out, data.test_images, data.test_labels)
+    arrays = JobData.of(data)
     context = RunContext(
         config=config,
         data=data,

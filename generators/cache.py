@@ -64,10 +64,9 @@ def stored_folder(folder: Path, write: Callable[[Path], None]) -> bool:
         draft.mkdir(exist_ok=True)
         try:
             write(draft)
-        except BaseException:
-            if not any(draft.iterdir()):  # nothing to go on from
+        finally:
+            if not any(draft.iterdir()):  # it has ended before anything that could be gone on from
                 draft.rmdir()
-            raise
         for path in draft.rglob("*"):  # a file that its name promises is on the disk, whatever happens to the power
             if path.is_file():
                 with path.open("rb") as stream:

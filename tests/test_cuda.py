@@ -145,7 +145,7 @@ def test_epochs_one_by_one_are_a_training_at_once(small: Callable[..., RunConfig
     config = small()
     data = prepare(config.data, 0)
     job = Job(Component("tests.fl_ray.own:OwnModule"), ImageShape.of(data.source), config.training, 0, 1, 1)
-    arrays = JobData(data.images, data.labels, data.partition, data.held_out, data.test_images, data.test_labels)
+    arrays = JobData.of(data)
     host = ClientHost(job, arrays, torch.device("cuda"))
     adam, known = TrainingConfig("adam", 1e-2, batch_size=8), (data.images[:40], data.labels[:40])
     start = initial_weights(job.model, job.shape, job.training, 0)

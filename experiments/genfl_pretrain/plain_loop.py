@@ -2,8 +2,10 @@
 
     python experiments/genfl_pretrain/plain_loop.py --seeds 0 1 2 3 4 --rounds 1
 
-Prints a row of a Markdown table for each round. To be held against ``mnist.yaml``'s "IID without" and against the
-project's public logs, round by round. A round takes two minutes of a core.
+Prints a row of a Markdown table for each round, to be held against ``mnist.yaml``'s "IID without" and against the
+project's public logs. The network's first convolution has one input; of each of its weights, the batch norm behind it
+keeps the sign alone. The last column has the weights whose sign a client has turned in the round: their values before
+it, and how many clients. A round takes two minutes of a core.
 """
 
 from __future__ import annotations
@@ -38,11 +40,17 @@ def train(model: nn.Module, x: Tensor, y: Tensor) -> float:
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    """In evaluation mode, on all of the clients' images."""
-    model.eval()
+def accuracy(model: nn.Module, x: Tensor, y: Tensor, running: bool = True) -> float:
+    """On all of the clients' images, with running statistics or with those of a batch of 500; without dropout."""
+    for part in model.modules():
+        part.training = isinstance(part, nn.BatchNorm2d) and not running
     right = [(model(x[at : at + 500]).argmax(dim=1) == y[at : at + 500]).sum() for at in range(0, len(x), 500)]
     return float(sum(right)) / len(x)
+
+
+def first_weights(state: dict[str, Tensor]) -> Tensor:
+    """Of the convolution with one input, [12]."""
+    return next(value for value in state.values() if value.ndim == 4).flatten()
 
 
 def main() -> None:
@@ -54,7 +62,8 @@ def main() -> None:
     data = mnist(Path(os.environ["FL_RAY_DATA"]), download=False)
     x = (torch.from_numpy(data.images[:IMAGES]).float() / 255).round()
     y = torch.from_numpy(data.labels[:IMAGES]).long()
-    print("| seed | round | training loss | accuracy [%] |\n| ---: | ---: | ---: | ---: |")
+    print("| seed | round | training loss | accuracy [%] | with a batch's statistics [%] | first weights turned |")
+    print("| ---: | ---: | ---: | ---: | ---: | --- |")
     for seed in options.seeds:
         torch.manual_seed(seed)
         shared = ExquisiteNetV1(1, 28, 10)
@@ -66,10 +75,14 @@ def main() -> None:
                 model = copy.deepcopy(shared)
                 losses.append(train(model, x[rows], y[rows]))
                 trained.append(model.state_dict())
+            before = first_weights(shared.state_dict()).clone()
+            turned = torch.stack([first_weights(state).sign() != before.sign() for state in trained]).sum(dim=0)
+            told = ", ".join(f"{before[at]:.4f} by {turned[at]}" for at in turned.nonzero().flatten()) or "–"
             averages = {name: sum(state[name] for state in trained) / CLIENTS for name in trained[0]}
             shared.load_state_dict(averages)
-            loss, right = sum(losses) / CLIENTS, accuracy(shared, x, y)
-            print(f"| {seed} | {number} | {loss:.3f} | {100 * right:.1f} |", flush=True)
+            right, at_once = accuracy(shared, x, y), accuracy(copy.deepcopy(shared), x, y, running=False)
+            loss = sum(losses) / CLIENTS
+            print(f"| {seed} | {number} | {loss:.3f} | {100 * right:.1f} | {100 * at_once:.1f} | {told} |", flush=True)
 
 
 if __name__ == "__main__":

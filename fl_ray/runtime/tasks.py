@@ -11,6 +11,7 @@ from fl_ray.config import Component, TrainingConfig
 from fl_ray.data.rows import Rows
 
 if TYPE_CHECKING:
+    from fl_ray.data.parts import FederatedData
     from fl_ray.model import ImageShape
 
 __all__ = [
@@ -70,6 +71,11 @@ class JobData:
     held_out: Rows
     test_images: np.ndarray
     test_labels: np.ndarray
+
+    @classmethod
+    def of(cls, data: FederatedData) -> JobData:
+        """Those of the clients and of the test; the server's parts stay with it."""
+        return cls(data.images, data.labels, data.partition, data.held_out, data.test_images, data.test_labels)
 
     @property
     def test_blocks(self) -> int:

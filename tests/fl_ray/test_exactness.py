@@ -41,7 +41,7 @@ def made_host(model: str) -> tuple[ClientHost, np.ndarray]:
     config = make_config(RECIPE)
     data = prepare(config.data, 0)
     shape = ImageShape.of(data.source)
-    arrays = JobData(data.images, data.labels, data.partition, data.held_out, data.test_images, data.test_labels)
+    arrays = JobData.of(data)
     host = ClientHost(Job(MODELS[model], shape, config.training, 0, 3, 1), arrays)
     return host, initial_weights(MODELS[model], shape, config.training, 0)
 

@@ -123,7 +123,7 @@ def host(small: Callable[..., RunConfig]) -> ClientHost:
     config = small()
     data = prepare(config.data, 0)
     job = Job(Component("tests.fl_ray.own:OwnModule"), ImageShape.of(data.source), config.training, 0, 1, 1)
-    arrays = JobData(data.images, data.labels, data.partition, data.held_out, data.test_images, data.test_labels)
+    arrays = JobData.of(data)
     return ClientHost(job, arrays)
 
 

@@ -109,7 +109,7 @@ def trained_at_once(config: RunConfig) -> tuple[list[ClientRecord], np.ndarray]:
     shape = ImageShape.of(data.source)
     fleet = draw_fleet(config.fleet, config.data.clients, config.seed)
     weights = initial_weights(config.model, shape, config.training, config.seed)
-    arrays = JobData(data.images, data.labels, data.partition, data.held_out, data.test_images, data.test_labels)
+    arrays = JobData.of(data)
     with RayRuntime(config.runtime, RayConfig()) as runtime:
         job = Job(config.model, shape, config.training, config.seed, config.rounds, 1)
         runtime.open(job, arrays, config.fleet, fleet, config.cohort_size)
