@@ -20,7 +20,7 @@ from fl_ray.context import RunContext
 from fl_ray.data.label_sharing import SharedLabels
 from fl_ray.devices.cost import server_time_s
 from fl_ray.methods.fedavg import FedAvg
-from fl_ray.runtime.base import sum_evaluations
+from fl_ray.runtime.base import mean_evaluations, sum_evaluations
 from fl_ray.runtime.tasks import Evaluation, ServerTraining, Task
 
 __all__ = ["GenFLPretrain"]
@@ -38,8 +38,10 @@ class GenFLPretrain(FedAvg):
             the cohort counts alike, by label counts that each client shares once (our reconstruction of what the poster
             asks for).
         protocol: of the accuracy in history and summary: ``clean`` on the test part; ``delft`` as TU Delft's code, on
-            the clients' own training images, weighted by size, which all that is said of a test accuracy then means
-            (also the choice of the best model); summary.json then has ``accuracy_of`` and ``clean_accuracy``, too.
+            the clients' own training images, which all that is said of a test accuracy then means (also the choice of
+            the best model). Every client counts alike: their code weighs clients by sizes that it has shuffled among
+            them, and the plain mean is what that is expected to be. summary.json then has ``accuracy_of``,
+            ``clean_accuracy`` and ``size_weighted_accuracy`` (of the same images by the clients' true sizes), too.
         cas_epochs: 0, or epochs of a fresh model on the synthetic images for summary.json's ``cas`` [%] (20 at Delft).
             With ``delft`` it is the mean over epochs on all real images, and the model stays in evaluation mode after
             its first epoch; with ``clean`` it is the last epoch's accuracy on the test part.
@@ -166,9 +168,12 @@ class GenFLPretrain(FedAvg):
         clean = super().evaluate(run, weights, images)
         if self.protocol == "clean" or images is not None:
             return clean
-        run.notes |= {"accuracy_of": "the clients' own training images", "clean_accuracy": clean.accuracy}
-        run.notes.setdefault("clean_accuracies", []).append(clean.accuracy)
-        return sum_evaluations(self._on_own_images(run, weights))
+        own = self._on_own_images(run, weights)
+        run.notes["accuracy_of"] = "the clients' own training images, every client alike"
+        for name, accuracy in (("clean", clean.accuracy), ("size_weighted", sum_evaluations(own).accuracy)):
+            run.notes[f"{name}_accuracy"] = accuracy
+            run.notes.setdefault(f"{name}_accuracies", []).append(accuracy)
+        return mean_evaluations(own)
 
     def _on_own_images(self, run: RunContext, weights: np.ndarray) -> list[Evaluation]:
         """On the training images of each client that has any."""

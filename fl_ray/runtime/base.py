@@ -27,7 +27,17 @@ from fl_ray.runtime.tasks import (
     TrainingPath,
 )
 
-__all__ = ["ClientPart", "Pending", "Phases", "RoundResult", "Runtime", "ServerWork", "merge", "sum_evaluations"]
+__all__ = [
+    "ClientPart",
+    "Pending",
+    "Phases",
+    "RoundResult",
+    "Runtime",
+    "ServerWork",
+    "mean_evaluations",
+    "merge",
+    "sum_evaluations",
+]
 
 ClientPart = Literal["held_out", "partition"]
 
@@ -268,3 +278,9 @@ def sum_evaluations(blocks: Sequence[Evaluation]) -> Evaluation:
         sum(block.loss_sum for block in blocks),
         sum(block.count for block in blocks),
     )
+
+
+def mean_evaluations(blocks: Sequence[Evaluation]) -> Evaluation:
+    """The evaluation in which every block counts alike, whatever its size."""
+    accuracy, loss = (sum(getattr(block, name) for block in blocks) for name in ("accuracy", "loss"))
+    return Evaluation(accuracy, loss, len(blocks))

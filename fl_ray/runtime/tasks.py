@@ -188,9 +188,9 @@ class ServerTraining:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Correct answers, summed cross-entropy and count over a set of images."""
+    """Correct answers, summed cross-entropy and count over a set of images (of shares, where sets count alike)."""
 
-    correct: int
+    correct: float
     loss_sum: float
     count: int
 

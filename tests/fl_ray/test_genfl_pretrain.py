@@ -71,19 +71,24 @@ def test_without_pretraining_it_is_fedavg(run_small: Run) -> None:
 
 
 def test_delft_accuracy_is_on_the_clients_own_training_images(run_small: Run) -> None:
-    experiment, summary = run_small(**PRETRAIN, method__protocol="delft")
+    skewed = PRETRAIN | {"data__partition": {"name": "dirichlet", "alpha": 0.5, "min_samples": 5}}
+    experiment, summary = run_small(**skewed, method__protocol="delft")
     config = experiment.config
     data = prepare(config.data, config.seed)
     shape = ImageShape.of(data.source)
     module = build_module(config.model, shape, config.training)
     module.load_state_dict(final(experiment))
-    owned = data.partition.owned()
-    with torch.no_grad():
-        found = module(shape.normalise(data.images[owned], torch.device("cpu"))).argmax(dim=1).numpy()
-    assert summary["final_accuracy"] == pytest.approx((found == data.labels[owned]).mean(), abs=1e-9)
-    plain, clean = run_small(**PRETRAIN)
+    right = []
+    for owned in data.partition.indices:
+        with torch.no_grad():
+            found = module(shape.normalise(data.images[owned], torch.device("cpu"))).argmax(dim=1).numpy()
+        right.append(found == data.labels[owned])
+    assert len({len(each) for each in right}) > 1
+    assert summary["final_accuracy"] == pytest.approx(np.mean([each.mean() for each in right]), abs=1e-9)
+    assert summary["size_weighted_accuracy"] == pytest.approx(np.concatenate(right).mean(), abs=1e-9)
+    plain, clean = run_small(**skewed)
     assert summary["clean_accuracy"] == clean["final_accuracy"]
-    assert len(summary["clean_accuracies"]) == 3
+    assert len(summary["clean_accuracies"]) == len(summary["size_weighted_accuracies"]) == 3
     assert all(torch.equal(value, final(plain)[name]) for name, value in final(experiment).items())
 
 
