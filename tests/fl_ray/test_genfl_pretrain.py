@@ -79,7 +79,7 @@ def test_delft_accuracy_is_on_the_clients_own_training_images(run_small: Run) ->
     module = build_module(config.model, shape, config.training)
     module.load_state_dict(final(experiment))
     right = []
-    for owned in data.partition.indices:
+    for owned in map(data.partition.of, range(config.data.clients)):
         with torch.no_grad():
             found = module(shape.normalise(data.images[owned], torch.device("cpu"))).argmax(dim=1).numpy()
         right.append(found == data.labels[owned])
