@@ -16,7 +16,9 @@ def class_amounts(choice: ClassChoice, counts: np.ndarray, made: np.ndarray, amo
 
     GenFL generates under-represented classes (arXiv 2503.20166); what that comes to is our reconstruction:
 
-    - ``deficit``: the scarcest classes of ``counts`` first, until all are as even as can be (``water_fill``).
+    - ``deficit``: the scarcest classes of ``counts`` first, until all are as even as can be (``water_fill``). Images of
+      earlier rounds are not counted in: each round's share answers its own cohort, so where the same clients take part
+      in every round, each adds the same amounts again, and images of the scarcest classes pile up.
     - ``uniform``: all classes alike, whatever the counts: what is made so far stays as even as can be.
     - ``proportional``: in proportion to max(0, 1/C - p(c)), p = counts / sum: what a class's share lacks of an even
       one. A class at or above 1/C gets nothing; where all are even, all get the same (``apportion``).

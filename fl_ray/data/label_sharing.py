@@ -34,7 +34,8 @@ class SharedLabels:
     """The clients' label statistics as the server knows them. Nothing that it computes of labels may use others.
 
     - ``counts``: the training samples of each class; 8 bytes a class.
-    - ``presence``: which classes a client has, one bit a class: a class that is there counts as 1.
+    - ``presence``: which classes a client has, one bit a class. For distances a class that is there counts as 1; in
+      sums a client's size, which is told besides for FedAvg's shares, is spread evenly over the classes that it has.
     - ``noisy``: ``add_laplace`` of the counts, drawn by key; 8 bytes a class. A client shares once, and all that
       follows is made of that one answer, so ``epsilon`` is what a client has spent in the whole run, whatever its
       rounds. It covers these statistics alone: sizes (FedAvg's rho_n) and updates are sent as always. The noise is
@@ -54,8 +55,12 @@ class SharedLabels:
         return np.maximum(0, self._told(clients))
 
     def total(self, clients: np.ndarray) -> np.ndarray:
-        """The sum over the given clients, at least 0; int64 [classes]."""
-        return np.maximum(0, self._told(clients).sum(axis=0))
+        """How many samples the given clients have of each class, by what they have told; int64 [classes], >= 0."""
+        told = self._told(clients)
+        if self.level == "presence":
+            sizes = self.data.partition.sizes[clients]
+            return np.rint((told * (sizes / np.maximum(1, told.sum(axis=1)))[:, None]).sum(axis=0)).astype(np.int64)
+        return np.maximum(0, told.sum(axis=0))
 
     def _told(self, clients: np.ndarray) -> np.ndarray:
         counts = self.data.counts(clients)
@@ -69,8 +74,8 @@ class SharedLabels:
 
     @cached_property
     def overall(self) -> np.ndarray:
-        """The sum over all clients, int64 [classes]."""
-        return self.total(np.arange(len(self.data.partition)))
+        """What all clients together have told, at least 0; int64 [classes]."""
+        return np.maximum(0, self._told(np.arange(len(self.data.partition))).sum(axis=0))
 
     def distances(self, clients: np.ndarray) -> np.ndarray:
         """EMD_n = sum_c |p_n(c) - p_g(c)| of each client, in [0, 2]."""

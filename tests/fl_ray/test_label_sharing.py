@@ -30,8 +30,9 @@ def test_bytes_by_level(data: FederatedData) -> None:
 
 
 def test_counts_are_the_counts(data: FederatedData) -> None:
-    assert (shared(data, "counts").of(EVERYBODY) == data.counts()).all()
-    assert (shared(data, "counts").overall == data.counts().sum(axis=0)).all()
+    by_hand = [[int((data.labels[data.partition.of(client)] == c).sum()) for c in range(10)] for client in EVERYBODY]
+    assert shared(data, "counts").of(EVERYBODY).tolist() == by_hand
+    assert shared(data, "counts").overall.tolist() == [sum(column) for column in zip(*by_hand, strict=True)]
 
 
 def test_presence_tells_no_amount(data: FederatedData) -> None:
@@ -45,6 +46,19 @@ def test_presence_tells_no_amount(data: FederatedData) -> None:
     alike = found / found.sum(axis=1, keepdims=True)
     by_hand = np.abs(alike - others / others.sum()).sum(axis=1)
     assert shared(data, "presence").distances(EVERYBODY) == pytest.approx(by_hand)
+
+
+def test_presence_spreads_sizes_over_the_classes_that_are_there(data: FederatedData) -> None:
+    """So the sums that classes are chosen by are in samples, and differ from those of counts."""
+    expected = np.zeros(10)
+    for client in (2, 5):
+        own = data.labels[data.partition.of(client)].tolist()
+        for label in set(own):
+            expected[label] += len(own) / len(set(own))
+    found = shared(data, "presence").total(np.array([5, 2]))
+    assert found == pytest.approx(expected, abs=0.5 + 1e-9)
+    assert found.sum() == pytest.approx(data.counts(np.array([5, 2])).sum(), abs=5)
+    assert (found != shared(data, "counts").total(np.array([5, 2]))).any()
 
 
 def test_laplace_noise_has_its_mean_and_scale() -> None:
