@@ -22,7 +22,7 @@ def cache_root(config: GeneratorConfig | None) -> Path:
 
 @contextmanager
 def cache_errors(config: GeneratorConfig | None) -> Iterator[None]:
-    """Name the setting where the cache can't be written.
+    """Name the setting where the cache can't be read or written.
 
     Raises:
         OutputError: in place of the system's own error.

@@ -21,7 +21,7 @@ from fl_ray.cache_folder import cache_errors
 from fl_ray.errors import LostActorsError, PlacementError
 from fl_ray.trained_generator import TrainedGenerator
 from generators.base import Block, Generator, settings_digest
-from generators.cache import BlockCache
+from generators.cache import BlockCache, Claim
 
 if TYPE_CHECKING:
     from generators.guidance.generator import GuideSource
@@ -138,7 +138,8 @@ class Synthesis:
     def stream(self, counts: np.ndarray, seed: int) -> Iterator[tuple[Block, np.ndarray]]:
         """The same images block by block, as they are there: what a cache holds first, then what the pool makes.
 
-        A class's last block is cut to the count. Memory does not grow with the counts.
+        A class's last block is cut to the count. Memory does not grow with the counts. Blocks that another process is
+        making come last, when it has made them.
 
         Raises:
             SettingError: the generator has not so many.
@@ -147,19 +148,28 @@ class Synthesis:
         size = self.generator.block_size
         shares = {label: int(count) for label, count in enumerate(counts)}
         missing = {label: np.zeros(-(-count // size), dtype=bool) for label, count in shares.items()}
+        damaged = set[Block]()
+
+        def cut(block: Block, images: np.ndarray) -> tuple[Block, np.ndarray]:
+            return block, images[: shares[block.label] - block.number * size]
+
         for label, flags in missing.items():
+            cache = self._cache_of(label)
             for number in range(len(flags)):
                 block = Block(seed, label, number)
-                images = self._cache_of(label).get(block)
-                if images is None:
-                    flags[number] = True
-                else:
-                    yield block, self._fitting(images)[: shares[label] - number * size]
+                with cache_errors(self.trained.config):
+                    there, images = cache.has(block), cache.get(block)
+                if images is not None:
+                    yield cut(block, self._fitting(images))
+                    continue
+                flags[number] = True
+                if there:
+                    damaged.add(block)
         wanted = (Block(seed, label, int(n)) for label, flags in missing.items() for n in np.flatnonzero(flags))
         total = sum(int(flags.sum()) for flags in missing.values())
         if total:
-            for block, images in self._make(wanted, total):
-                yield block, images[: shares[block.label] - block.number * size]
+            for block, images in self._make_once(wanted, damaged, total):
+                yield cut(block, images)
 
     def available(self) -> np.ndarray | None:
         """How many images of each class there are, int64 [classes]; None: any number."""
@@ -203,6 +213,46 @@ class Synthesis:
                 f"have {shape}; its sampler has to convert them"
             )
         return images
+
+    def _make_once(
+        self, blocks: Iterable[Block], damaged: set[Block], total: int
+    ) -> Iterator[tuple[Block, np.ndarray]]:
+        """Make blocks that no other process is making, or has made since; then wait for the others'."""
+        claims: dict[Block, Claim] = {}
+        others = list[Block]()
+
+        def own() -> Iterator[Block]:
+            for block in blocks:
+                cache = self._cache_of(block.label)
+                with cache_errors(self.trained.config):
+                    claim = cache.claim(block)
+                if claim is None:
+                    others.append(block)
+                elif cache.has(block) and block not in damaged:
+                    claim.release()
+                    others.append(block)
+                else:
+                    claims[block] = claim
+                    yield block
+
+        try:
+            for block, images in self._make(own(), total):
+                claims.pop(block).release()
+                yield block, images
+            if others:
+                self.progress.message(f"{len(others)} blocks of images are, or were, another process's to make")
+            for block in others:
+                cache = self._cache_of(block.label)
+                with cache_errors(self.trained.config):
+                    claims[block] = cache.claim(block, wait=True)
+                images = cache.get(block)
+                if images is None:  # the other has ended before it had made it
+                    ((_, images),) = self._make([block], 1)
+                claims.pop(block).release()
+                yield block, self._fitting(images)
+        finally:
+            for claim in claims.values():
+                claim.release()
 
     def _make(self, blocks: Iterable[Block], total: int) -> Iterator[tuple[Block, np.ndarray]]:
         from generators.pool import ActorsLostError

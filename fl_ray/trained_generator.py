@@ -85,7 +85,7 @@ class TrainedGenerator:
         if self._learns_from != "none":
             self._check_classes(labels)
         source = self._federated.digest() if self._federated else digest(images, labels)
-        self.learned = TrainingImages(images, labels, data.source.classes, source)
+        self.learned = TrainingImages(images, labels, data.source.classes)
         self._hash = ""
         here = "cuda" if torch.cuda.is_available() else "cpu"
         with self.refusals():
@@ -110,11 +110,17 @@ class TrainedGenerator:
 
     @contextmanager
     def refusals(self) -> Iterator[None]:
-        """What a generator refuses is a setting of the recipe."""
+        """What a generator refuses, or a GPU has no room for, is a setting of the recipe."""
         try:
             yield
         except FlRayError:
             raise
+        except torch.OutOfMemoryError as error:
+            why = str(error).splitlines()[0]
+            raise self.refused(
+                f"{why} Lower generator.block_size (images made together), generator.batch_size (of its training) or "
+                "generator.pool.actors, where it has them"
+            ) from error
         except ValueError as error:
             raise self.refused(error) from error
 

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from generators.base import Block
 
-__all__ = ["COST_FILE", "TRAINED_FILE", "BlockCache", "stored_folder", "weights_hash", "write_whole"]
+__all__ = ["COST_FILE", "TRAINED_FILE", "BlockCache", "Claim", "stored_folder", "weights_hash", "write_whole"]
 
 TRAINED_FILE = "trained.json"  # beside the weights: their hash, and what their training took
 COST_FILE = "federated.json"  # beside the weights: what their training has cost the clients
@@ -75,6 +75,18 @@ def stored_folder(folder: Path, write: Callable[[Path], None]) -> bool:
     return True
 
 
+class Claim:
+    """The making of a block, until it is kept or given up."""
+
+    def __init__(self, lock: FileLock) -> None:
+        self._lock = lock
+
+    def release(self) -> None:
+        """Let others have it. The lock's file goes with it: there may be thousands of blocks."""
+        Path(self._lock.lock_file).unlink(missing_ok=True)
+        self._lock.release()
+
+
 class BlockCache:
     """Generated blocks of one generator with one set of sampling settings.
 
@@ -120,7 +132,7 @@ class BlockCache:
         was written.
         """
         path = self._file(block)
-        if not os.path.exists(path):  # noqa: PTH110 - as above
+        if not self.has(block):
             return None
         try:
             with safe_open(path, "numpy") as file:
@@ -135,6 +147,24 @@ class BlockCache:
             self._tell(f"{path} {what}, so its images are made again")
             return None
         return images
+
+    def has(self, block: Block) -> bool:
+        """Whether there is a file of the block, whole or not."""
+        return os.path.exists(self._file(block))  # noqa: PTH110 - as in ``_file``
+
+    def claim(self, block: Block, wait: bool = False) -> Claim | None:
+        """Take the making of a block upon oneself; None where another process has it, unless one waits for that.
+
+        The claim of a process that has ended is free.
+        """
+        path = Path(f"{self._file(block)}.lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(blocking=wait)
+        except Timeout:
+            return None
+        return Claim(lock)
 
     def put(self, block: Block, images: np.ndarray) -> None:
         """Keep a block."""

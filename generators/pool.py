@@ -109,11 +109,11 @@ def _load(generator: Generator, folder: Path, device: str, weights: str | None) 
 
 
 def _result(reference: ray.ObjectRef) -> Any:
-    """What a call gave; a ValueError as the generator raised it, without the actor's traceback around it."""
+    """What a call gave; a refusal as the generator raised it, without the actor's traceback around it."""
     try:
         return ray.get(reference)
     except RayTaskError as error:
-        if isinstance(error.cause, ValueError):
+        if isinstance(error.cause, (ValueError, torch.OutOfMemoryError)):
             raise error.cause from None
         raise
 

@@ -1,9 +1,13 @@
 """A trained generator and its images in a run: made once, told apart by all that decides them, refused by name."""
 
 import contextlib
+import multiprocessing
+import os
 import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +17,8 @@ from fl_ray.config import RunConfig
 from fl_ray.errors import OutputError, PlacementError, SettingError
 from fl_ray.experiment import check
 from fl_ray.synthesis import Synthesis
-from generators.base import TrainingImages
+from generators.base import Block, TrainingImages
+from generators.cache import BlockCache
 from generators.diffusion import DiffusionGenerator
 from tests.synthesis import synthesis_of
 
@@ -33,6 +38,45 @@ def test_images_are_made_once_and_counted_by_class(small: Callable[..., RunConfi
     assert again.report()["images_made"] == 5 * 7  # the seven classes that had none
     other, _ = again.images(counts, seed=12)
     assert (other != images).any()
+
+
+def _hold_a_block(cache: tuple, block: Block, images: np.ndarray | None, holds: Event, go_on: Event) -> None:
+    """Another process: makes a block, or (None) dies over it, when it is told to go on."""
+    kept = BlockCache(*cache, tell=print)
+    claim = kept.claim(block)
+    holds.set()
+    go_on.wait()
+    if images is None:
+        os._exit(1)
+    kept.put(block, images)
+    claim.release()
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_images_that_another_process_makes_are_waited_for(small: Callable[..., RunConfig], dies: bool) -> None:
+    source = synthesis_of(small(with_generator=True))
+    counts, held = np.array([7, 5, *[0] * 8]), Block(40 + dies, 0, 1)
+    others = np.full((5, 1, 8, 8), 77, dtype=np.uint8)
+    cache = source._cache_of(0)
+    spawn = multiprocessing.get_context("spawn")
+    holds, go_on = spawn.Event(), spawn.Event()
+    named = cache.folder, cache.block_size, cache.manifest, cache.weights, cache.versions
+    other = spawn.Process(target=_hold_a_block, args=(named, held, None if dies else others, holds, go_on))
+    other.start()
+    assert holds.wait(60)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(source.images, counts, held.seed)
+        while not cache.has(Block(held.seed, 1, 0)):  # the last that is this process's own
+            time.sleep(0.05)
+        time.sleep(0.3)
+        assert not asked.done()
+        assert not cache.has(held)
+        go_on.set()
+        images, _ = asked.result(60)
+    other.join()
+    assert source.report()["images_made"] == 5 * (3 if dies else 2)
+    assert (images[5:7] == 77).all() != dies
+    assert not list(cache.folder.rglob("*.lock"))
 
 
 def test_the_key_changes_with_data_and_settings_but_not_with_the_seed(small: Callable[..., RunConfig]) -> None:
@@ -148,6 +192,12 @@ def test_a_driver_without_a_gpu_knows_that_the_clusters_actors_have_one(
     here = synthesis_of(config)
     assert made.sampled_on == device
     assert (made.sampling_key == here.sampling_key) is (device == "cpu")
+
+
+def test_what_a_gpu_has_no_room_for_names_the_settings(small: Callable[..., RunConfig], tmp_path: Path) -> None:
+    config = small(generator={"name": "tests.generators.own:RaisingGenerator", "room": False, "cache": str(tmp_path)})
+    with pytest.raises(SettingError, match=r"CUDA out of memory.*9 GiB\. Lower generator\.block_size .*pool\.actors"):
+        synthesis_of(config).images(np.eye(10, dtype=int)[3], seed=0)
 
 
 def test_images_of_another_shape_are_refused(small: Callable[..., RunConfig], tmp_path: Path) -> None:

@@ -50,11 +50,11 @@ class SlowGenerator(FlatGenerator):
 
 
 class RaisingGenerator(SlowGenerator):
-    """A generator that can't make a class, or can't be loaded."""
+    """A generator that can't make a class, or can't be loaded, or finds no room on the GPU."""
 
-    def __init__(self, label: int = -1, loads: bool = True) -> None:
+    def __init__(self, label: int = -1, loads: bool = True, room: bool = True) -> None:
         super().__init__()
-        self.label, self.loads = label, loads
+        self.label, self.loads, self.room = label, loads, room
 
     def load(self, folder: Path, device: torch.device) -> Sampler:
         if not self.loads:
@@ -79,6 +79,8 @@ class _SlowSampler(_FlatSampler):
 
 class _RaisingSampler(_FlatSampler):
     def sample(self, block: Block) -> np.ndarray:
+        if not self.generator.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nSee the documentation")
         if block.label == self.generator.label:
             raise ValueError(f"class {block.label} has run dry")
         return super().sample(block)

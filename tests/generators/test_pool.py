@@ -51,6 +51,10 @@ def test_what_a_sampler_raises_arrives_as_it_is(ray_session: None, tmp_path: Pat
     pool.close()
     with pytest.raises(ValueError, match=r"^no weights here$"):
         pool_of(RaisingGenerator(loads=False), tmp_path, 1)
+    full = pool_of(RaisingGenerator(room=False), tmp_path, 1)
+    with pytest.raises(torch.OutOfMemoryError, match=r"^CUDA out of memory"):
+        list(full.make(BLOCKS[:1]))
+    full.close()
 
 
 def test_a_request_is_taken_as_it_is_needed(ray_session: None, tmp_path: Path) -> None:
