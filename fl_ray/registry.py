@@ -130,7 +130,7 @@ REGISTRY: dict[str, dict[str, Entry]] = {
         "cvae": Entry("generators.cvae:CVAEGenerator", "conditional VAE of TU Delft's GenFL, central or federated"),
         "cgan": Entry("generators.cgan:CGANGenerator", "conditional DCGAN, projection discriminator, 8 to 64 pixels"),
         "folder": Entry("generators.folder:FolderGenerator", "images made earlier: root/<class>/*"),
-        "real": Entry("generators.real:RealGenerator", "held-out real images (data.reserve_fraction): the control"),
+        "real": Entry("generators.real:RealGenerator", "real images, held out or public ones: the control"),
         "noise": Entry("generators.noise:NoiseGenerator", "uniform noise, whatever the class: the other control"),
         "text_to_image": Entry(
             "generators.text_to_image:TextToImage", "prompts to a diffusers pipeline, as Stable Diffusion v1-5"

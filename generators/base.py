@@ -47,7 +47,7 @@ RealImages = Literal["public", "reserve", "none"]
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """What a generator is trained on: uint8 [N, C, H, W], int64 [N], class names, and a hash of it all.
+    """What a generator is trained on: uint8 [N, C, H, W], int64 [N], and class names.
 
     N is 0 where the generator learns from no real images: the shape still says what size is wanted.
     """
@@ -55,7 +55,6 @@ class TrainingImages:
     images: np.ndarray
     labels: np.ndarray
     classes: list[str]
-    digest: str
 
 
 @dataclass(frozen=True, order=True)
@@ -234,7 +233,7 @@ def to_uint8(images: torch.Tensor) -> np.ndarray:
     """
     if not torch.isfinite(images).all():
         raise ValueError(
-            "its images are not finite: its training has diverged (lower lr), or a number format overflows (set "
-            "precision to bf16 or fp32)"
+            "its images are not finite: its training has diverged (lower lr), or a pipeline's number format overflows "
+            "(set precision to bf16 or fp32)"
         )
     return images.mul(255).round().to(torch.uint8).cpu().numpy()

@@ -65,7 +65,7 @@ class CGANGenerator(Generator):
         return {"block_size": self.block_size}
 
     def fit(self, data: TrainingImages, folder: Path, progress: Callable[[int, int, float], None]) -> None:
-        from generators.training import fit_steps, seeded
+        from generators.training import drop_checkpoint, fit_steps, seeded
 
         channels, size = data.images.shape[1], data.images.shape[2]
         if not _SIZES[0] <= size <= _SIZES[1]:
@@ -78,6 +78,7 @@ class CGANGenerator(Generator):
             labels, seed = torch.from_numpy(data.labels), self.train_seed
             fit_steps(module, images, labels, self.batch_size, self.train_steps, progress, seed=seed, folder=folder)
         write_module(folder, generator.cpu(), {**shape, "noise": self.noise})
+        drop_checkpoint(folder)
 
     def load(self, folder: Path, device: torch.device) -> Sampler:
         return _CGANSampler(read_module(folder, ImageGenerator).to(device), device, self.block_size)

@@ -95,7 +95,7 @@ class CVAEGenerator(Generator):
         return {"block_size": self.block_size}
 
     def fit(self, data: TrainingImages, folder: Path, progress: Callable[[int, int, float], None]) -> None:
-        from generators.training import fit_steps, seeded
+        from generators.training import drop_checkpoint, fit_steps, seeded
 
         steps = self.train_steps or self.epochs * -(-len(data.images) // self.batch_size)
         with seeded(self.train_seed):
@@ -103,6 +103,7 @@ class CVAEGenerator(Generator):
             images, labels = torch.from_numpy(data.images).float().div(255), torch.from_numpy(data.labels)
             fit_steps(module, images, labels, self.batch_size, steps, progress, seed=self.train_seed, folder=folder)
         self.store(module.cpu(), data, folder)
+        drop_checkpoint(folder)
 
     def federated(self) -> FederatedTraining | None:
         if self.training == "central":

@@ -183,7 +183,7 @@ class DiffusionGenerator(Generator):
         return {name: getattr(self, name) for name in ("sampler", "steps", "guidance", "precision", "block_size")}
 
     def fit(self, data: TrainingImages, folder: Path, progress: Callable[[int, int, float], None]) -> None:
-        from generators.training import fit_steps, seeded
+        from generators.training import drop_checkpoint, fit_steps, seeded
 
         channels, size = data.images.shape[1], data.images.shape[2]
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -210,6 +210,7 @@ class DiffusionGenerator(Generator):
             )
             pipeline = ClassConditionalPipeline(module.averaged_unet().cpu(), scheduler)
             pipeline.save_pretrained(str(folder))
+        drop_checkpoint(folder)
 
     def load(self, folder: Path, device: torch.device) -> Sampler:
         return _DiffusionSampler(self._pipeline(folder, device), self)

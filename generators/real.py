@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,14 +15,17 @@ __all__ = ["RealGenerator"]
 
 
 class RealGenerator(StoredGenerator):
-    """The reserve's images (``data.reserve_fraction``), each at most once for a seed, in an order drawn by class.
+    """Images of a part of the data, each at most once for a seed, in an order drawn by class.
 
     Args:
         block_size: images read together.
+        part: ``reserve``, which nobody else sees: what a perfect generator would bring; or ``public``, which other
+            generators learn from: what their training images bring as they are.
     """
 
-    learns_from = "reserve"
-    more_from = "raise data.reserve_fraction"
+    def __init__(self, block_size: int = 100, part: Literal["reserve", "public"] = "reserve") -> None:
+        super().__init__(block_size)
+        self.learns_from, self.more_from = part, f"raise data.{part}_fraction"
 
     def training_settings(self) -> dict[str, Any]:
         return {"kind": "real"}

@@ -21,9 +21,10 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from generators.base import key_seed
 
-__all__ = ["fit_steps", "seeded"]
+__all__ = ["drop_checkpoint", "fit_steps", "seeded"]
 
 CHECKPOINT_EVERY_S = 30.0
+_CHECKPOINT, _DRAFT = "training.ckpt", "training.draft"
 _ROWS, _NOISE = range(2)  # purposes of a step's seeds
 
 
@@ -72,7 +73,7 @@ class _Steps(pl.Callback):
             and self.done < self.steps
             and time.monotonic() - self._saved >= CHECKPOINT_EVERY_S
         ):
-            draft = self.checkpoint.with_suffix(".draft")
+            draft = self.checkpoint.with_name(_DRAFT)
             trainer.save_checkpoint(draft)
             with draft.open("rb") as stream:
                 os.fsync(stream.fileno())
@@ -106,8 +107,8 @@ def fit_steps(
 
     Batches and all that the module draws at random are fixed by (``seed``, step). A training that is interrupted leaves
     its last checkpoint in ``folder``, and the next call goes on from there: the weights are those of an undisturbed
-    training to the bit (on a GPU, whose kernels may add up in any order, to rounding). At the end the checkpoint is
-    taken away.
+    training to the bit (on a GPU, whose kernels may add up in any order, to rounding). ``drop_checkpoint`` takes the
+    checkpoint away.
 
     Args:
         images, labels: [N, ...] and [N], on the CPU.
@@ -118,7 +119,7 @@ def fit_steps(
         ValueError: the checkpoint that is there can't be read, or the loss is not finite.
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    checkpoint, done = folder / "training.ckpt" if folder is not None else None, 0
+    checkpoint, done = folder / _CHECKPOINT if folder is not None else None, 0
     if checkpoint is not None and checkpoint.exists():
         try:
             done = torch.load(checkpoint, map_location="cpu", weights_only=True)["steps_done"]
@@ -148,9 +149,12 @@ def fit_steps(
         except SystemExit as ended:  # how Lightning passes Ctrl-C on, with the signal switched off
             signal.signal(signal.SIGINT, handler)
             raise KeyboardInterrupt from ended
-    if checkpoint is not None:
-        for left in (checkpoint, checkpoint.with_suffix(".draft")):
-            left.unlink(missing_ok=True)
+
+
+def drop_checkpoint(folder: Path) -> None:
+    """Take the checkpoint of a training away, when its weights are kept."""
+    for name in (_CHECKPOINT, _DRAFT):
+        (folder / name).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 BLOCKS = [Block(3, label, number) for label in range(3) for number in range(2)]
 _TONES = np.linspace(40, 200, 3)[np.arange(60) % 3, None, None, None]
 _PIXELS = _TONES + np.random.default_rng(0).integers(-20, 20, (60, 1, 8, 8))
-DATA = TrainingImages(_PIXELS.astype(np.uint8), np.arange(60) % 3, ["dark", "grey", "bright"], "made-here")
+DATA = TrainingImages(_PIXELS.astype(np.uint8), np.arange(60) % 3, ["dark", "grey", "bright"])
 
 
 def diffusion(precision: str) -> DiffusionGenerator:

@@ -17,7 +17,7 @@ def halves(size: int = 8) -> TrainingImages:
     bright = rng.integers(120, 220, (80, 1, 1, 1))
     for label, half in enumerate((slice(None, size // 2), slice(size // 2, None))):
         pixels[labels == label, :, half] += bright[labels == label]
-    return TrainingImages(pixels.astype(np.uint8), labels, ["up", "down"], "made-here")
+    return TrainingImages(pixels.astype(np.uint8), labels, ["up", "down"])
 
 
 @pytest.mark.parametrize("loss", ["hinge", "bce"])

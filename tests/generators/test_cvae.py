@@ -19,7 +19,7 @@ def images() -> TrainingImages:
     pixels = np.random.default_rng(0).integers(0, 80, (60, 1, 8, 8))
     pixels[labels == 0, :, :4] += 175
     pixels[labels == 1, :, 4:] += 175
-    return TrainingImages(pixels.astype(np.uint8), labels, ["up", "down"], "made-here")
+    return TrainingImages(pixels.astype(np.uint8), labels, ["up", "down"])
 
 
 def fitted(images: TrainingImages, folder: Path, **settings: object) -> CVAEGenerator:

@@ -87,7 +87,7 @@ def test_ids_that_do_not_fit_are_refused(model: Path, tmp_path: Path, ids: dict[
 
 
 def test_other_classes_and_pipelines_are_refused(model: Path, tmp_path: Path) -> None:
-    data = TrainingImages(wanted().images, wanted().labels, ["zebra"], "none")
+    data = TrainingImages(wanted().images, wanted().labels, ["zebra"])
     with pytest.raises(ValueError, match="no id of class zebra; give class_ids"):
         load(model, tmp_path / "unknown", data)
     with pytest.raises(ValueError, match="class 2 is unknown"):

@@ -23,7 +23,7 @@ def images() -> TrainingImages:
     """Two classes of 8x8 images: dark and bright."""
     labels = np.arange(40) % 2
     pixels = np.random.default_rng(0).integers(0, 40, (40, 1, 8, 8)) + 200 * labels[:, None, None, None]
-    return TrainingImages(pixels.astype(np.uint8), labels, ["dark", "bright"], "made-here")
+    return TrainingImages(pixels.astype(np.uint8), labels, ["dark", "bright"])
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_dark_images_come_out_dark(tmp_path: Path) -> None:
     """A bright pixel on black: a sampling that begins where the mean of the pixels still shows makes the black grey."""
     pixels = np.zeros((40, 1, 8, 8), dtype=np.uint8)
     pixels[:, 0, 2, 2] = 255
-    dark = TrainingImages(pixels, np.zeros(40, dtype=np.int64), ["spot"], "made-here")
+    dark = TrainingImages(pixels, np.zeros(40, dtype=np.int64), ["spot"])
     generator = DiffusionGenerator(**{**TINY, "train_steps": 200, "lr": 5e-3, "ema": 0.9, "steps": 10})
     generator.fit(dark, tmp_path, lambda step, steps, loss: None)
     made = generator.load(tmp_path, torch.device("cpu")).sample(Block(0, 0, 0))

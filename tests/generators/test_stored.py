@@ -21,7 +21,7 @@ Run = Callable[..., tuple[object, dict]]
 
 
 def data(channels: int = 1, size: int = 6, classes: tuple[str, ...] = ("Cat", "dog")) -> TrainingImages:
-    return TrainingImages(np.empty((0, channels, size, size), np.uint8), np.empty(0, np.int64), list(classes), "none")
+    return TrainingImages(np.empty((0, channels, size, size), np.uint8), np.empty(0, np.int64), list(classes))
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_what_is_wrong_in_the_folder_is_said(root: Path, tmp_path: Path) -> None
 def reserve(classes: int = 3, images: int = 40) -> TrainingImages:
     """Every image is of one tone, its number."""
     pixels = np.broadcast_to(np.arange(images, dtype=np.uint8)[:, None, None, None], (images, 1, 4, 4))
-    return TrainingImages(pixels, np.arange(images) % classes, [str(label) for label in range(classes)], "made-here")
+    return TrainingImages(pixels, np.arange(images) % classes, [str(label) for label in range(classes)])
 
 
 def test_every_real_image_comes_once_in_an_order_by_seed_and_class(tmp_path: Path) -> None:
@@ -155,6 +155,20 @@ def test_more_images_than_there_are_name_the_way_out(small: Callable[..., RunCon
     assert files.images(np.ones(10, dtype=int), seed=0)[0].mean(axis=(1, 2, 3)).tolist() == list(range(10))
     with pytest.raises(SettingError, match="2 images of class 0 are asked for, but there are 1; add files"):
         files.images(np.full(10, 2), seed=0)
+
+
+def test_public_images_as_if_they_were_generated(small: Callable[..., RunConfig]) -> None:
+    source = synthesis_of(small(generator__name="real", generator__part="public", data__public_fraction=0.2))
+    there = np.bincount(source.data.public_labels, minlength=10)
+    assert source.available().tolist() == there.tolist()
+    images, labels = source.images(there, seed=3)
+    given, public = (
+        sorted(zip(answers.tolist(), (image.tobytes() for image in pixels), strict=True))
+        for pixels, answers in ((images, labels), (source.data.public_images, source.data.public_labels))
+    )
+    assert given == public
+    with pytest.raises(SettingError, match=r"data\.public_fraction"):
+        source.images(there + 1, seed=3)
 
 
 def test_no_reserve_is_said(small: Callable[..., RunConfig]) -> None:

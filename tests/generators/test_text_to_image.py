@@ -31,7 +31,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wanted(channels: int = 3, size: int = 16) -> TrainingImages:
     """No images, as for all generators that learn from none: classes and a shape."""
     empty = np.zeros((0, channels, size, size), dtype=np.uint8)
-    return TrainingImages(empty, np.zeros(0, dtype=np.int64), ["cat", "fire truck"], "none")
+    return TrainingImages(empty, np.zeros(0, dtype=np.int64), ["cat", "fire truck"])
 
 
 def load(model: Path, folder: Path, data: TrainingImages | None = None, **settings: Any) -> Sampler:

@@ -15,7 +15,7 @@ from generators.diffusion import DiffusionGenerator
 STEPS = 45
 TINY = {"widths": [8, 16], "train_steps": STEPS, "batch_size": 8, "steps": 3, "block_size": 5}
 DATA = TrainingImages(
-    np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), dtype=np.uint8), np.arange(40) % 2, ["a", "b"], "made-here"
+    np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), dtype=np.uint8), np.arange(40) % 2, ["a", "b"]
 )
 
 
@@ -58,6 +58,20 @@ def test_training_is_repeatable_and_leaves_the_callers_randomness_alone(tmp_path
     torch.manual_seed(5)
     assert fit(tmp_path / "one") == fit(tmp_path / "two")
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_training_that_ends_while_its_weights_are_written_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("generators.training.CHECKPOINT_EVERY_S", 0.0)
+    whole = fit(tmp_path / "whole")
+    steps: list[int] = []
+    with monkeypatch.context() as ended:
+        ended.setattr("generators.diffusion.ClassConditionalPipeline.save_pretrained", lambda *given: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            fit(tmp_path / "cut")
+    assert fit(tmp_path / "cut", lambda step, steps_in_all, loss: steps.append(step)) == whole
+    assert steps == [STEPS]  # the last step alone
 
 
 @pytest.mark.parametrize("damaged", [True, False])

@@ -68,7 +68,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[DiffusionGenerato
     generator = DiffusionGenerator(widths=[8, 16], train_steps=20, sampler="ddim", steps=4, guidance=1.0, block_size=4)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (60, 1, SIZE, SIZE), dtype=np.uint8)
-    data = TrainingImages(images, np.arange(60) % CLASSES, ["a", "b", "c"], "x")
+    data = TrainingImages(images, np.arange(60) % CLASSES, ["a", "b", "c"])
     folder = tmp_path_factory.mktemp("weights")
     generator.fit(data, folder, lambda *told: None)
     return generator, folder

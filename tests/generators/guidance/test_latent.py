@@ -28,7 +28,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fitted(model: Path, folder: Path, **settings: object) -> TextToImage:
     generator = TextToImage(model=str(model), **{"steps": 4, "guidance": 3.0, "scheduler": "ddim", **settings})
     empty = np.empty((0, 3, 16, 16), dtype=np.uint8)
-    generator.fit(TrainingImages(empty, np.empty(0, dtype=np.int64), CLASSES, "x"), folder, lambda *told: None)
+    generator.fit(TrainingImages(empty, np.empty(0, dtype=np.int64), CLASSES), folder, lambda *told: None)
     return generator
 
 
