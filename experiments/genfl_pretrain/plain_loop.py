@@ -3,9 +3,10 @@
     python experiments/genfl_pretrain/plain_loop.py --seeds 0 1 2 3 4 --rounds 1
 
 Prints a row of a Markdown table for each round, to be held against ``mnist.yaml``'s "IID without" and against the
-project's public logs. The network's first convolution has one input; of each of its weights, the batch norm behind it
-keeps the sign alone. The last column has the weights whose sign a client has turned in the round: their values before
-it, and how many clients. A round takes two minutes of a core.
+project's public logs. The network's first convolution has one input; of each of its weights the batch norm behind it
+keeps little but the sign (unless w^2 times its input's variance is as small as its epsilon). The last column has the
+weights whose sign a client has turned in the round: their values before it, and how many clients. A round takes two
+minutes of a core.
 """
 
 from __future__ import annotations
