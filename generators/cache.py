@@ -155,15 +155,17 @@ class BlockCache:
     def claim(self, block: Block, wait: bool = False) -> Claim | None:
         """Take the making of a block upon oneself; None where another process has it, unless one waits for that.
 
-        The claim of a process that has ended is free.
+        The claim of a process that was killed is free, and what it has left of the block is taken away.
         """
         path = Path(f"{self._file(block)}.lock")
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
+        lock, left = FileLock(path), path.exists()
         try:
             lock.acquire(blocking=wait)
         except Timeout:
             return None
+        for draft in path.parent.glob(f".{path.stem}.*") if left else ():
+            draft.unlink(missing_ok=True)
         return Claim(lock)
 
     def put(self, block: Block, images: np.ndarray) -> None:

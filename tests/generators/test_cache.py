@@ -138,3 +138,18 @@ def test_foreign_files_are_damaged_ones(tmp_path: Path, content: bytes) -> None:
     file.write_bytes(content)
     assert kept.get(BLOCK) is None
     assert len(told) == 1
+
+
+def test_a_claim_is_one_processs_and_what_a_killed_one_has_left_goes(tmp_path: Path) -> None:
+    kept = cache(tmp_path)
+    claim = kept.claim(BLOCK)
+    assert cache(tmp_path).claim(BLOCK) is None
+    assert cache(tmp_path).claim(Block(5, 1, 3)) is not None
+    claim.release()
+    folder = Path(kept._file(BLOCK)).parent
+    own, other = f"block_{BLOCK.number:06d}.safetensors", f"block_{BLOCK.number + 1:06d}.safetensors"
+    left = [folder / name for name in (f"{own}.lock", f".{own}.4711.0123abcd", f".{other}.4712.0123abcd")]
+    for path in left:
+        path.touch()
+    kept.claim(BLOCK).release()
+    assert [path.exists() for path in left] == [False, False, True]
