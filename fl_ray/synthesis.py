@@ -154,9 +154,8 @@ class Synthesis:
             return block, images[: shares[block.label] - block.number * size]
 
         for label, flags in missing.items():
-            cache = self._cache_of(label)
             for number in range(len(flags)):
-                block = Block(seed, label, number)
+                cache, block = self._cache_of(label), Block(seed, label, number)
                 with cache_errors(self.trained.config):
                     there, images = cache.has(block), cache.get(block)
                 if images is not None:
