@@ -225,16 +225,22 @@ def flat(
 
 
 def test_memory_does_not_grow_with_the_number_of_images(small: Callable[..., RunConfig], tmp_path: Path) -> None:
-    """Six thousand images against two hundred, first from the pool and then from the cache."""
+    """Six thousand images against two hundred, first from the pool and then from the cache.
+
+    Of two such the smaller one: other threads of the test session may allocate meanwhile, by chance.
+    """
     synthesis = flat(small, 50, tmp_path / "cache")
-    peaks = []
-    for number, per_class in enumerate((100, 3000, 3000)):
-        (tmp_path / str(number)).mkdir()
+    peaks: list[int] = []
+    for per_class, seed in ((100, 0), (3000, 0), (3000, 0), (3000, 1), (3000, 1)):
+        folder = tmp_path / str(len(peaks))
+        folder.mkdir()
         tracemalloc.start()
-        assert export_images(synthesis, per_class, 0, tmp_path / str(number)) == 2 * per_class
+        assert export_images(synthesis, per_class, seed, folder) == 2 * per_class
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert max(peaks[1:]) < peaks[0] + 300_000  # 6,000 rows of the manifest alone are a megabyte
+    few, *many = peaks
+    for made_or_found in (many[::2], many[1::2]):
+        assert min(made_or_found) < few + 300_000  # 6,000 rows of the manifest alone are a megabyte
     assert len(rows_of(tmp_path / "1")) == 6000
     assert (tmp_path / "1" / "bright" / "002999.png").exists()
 
