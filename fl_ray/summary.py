@@ -23,6 +23,7 @@ __all__ = [
 
 METHOD_RESULTS = {  # what methods put into the summary beside accuracy: title and scale in tables
     "clean_accuracy": ("test accuracy, clean [%]", 100),
+    "size_weighted_accuracy": ("weighted by size [%]", 100),
     "pretrained_accuracy": ("after pre-training [%]", 100),
     "cas": ("CAS [%]", 1),
 }

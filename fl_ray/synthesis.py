@@ -148,7 +148,6 @@ class Synthesis:
         size = self.generator.block_size
         shares = {label: int(count) for label, count in enumerate(counts)}
         missing = {label: np.zeros(-(-count // size), dtype=bool) for label, count in shares.items()}
-        damaged = set[Block]()
 
         def cut(block: Block, images: np.ndarray) -> tuple[Block, np.ndarray]:
             return block, images[: shares[block.label] - block.number * size]
@@ -157,17 +156,15 @@ class Synthesis:
             for number in range(len(flags)):
                 cache, block = self._cache_of(label), Block(seed, label, number)
                 with cache_errors(self.trained.config):
-                    there, images = cache.has(block), cache.get(block)
-                if images is not None:
+                    images = cache.get(block)
+                if images is None:
+                    flags[number] = True
+                else:
                     yield cut(block, self._fitting(images))
-                    continue
-                flags[number] = True
-                if there:
-                    damaged.add(block)
         wanted = (Block(seed, label, int(n)) for label, flags in missing.items() for n in np.flatnonzero(flags))
         total = sum(int(flags.sum()) for flags in missing.values())
         if total:
-            for block, images in self._make_once(wanted, damaged, total):
+            for block, images in self._make_once(wanted, total):
                 yield cut(block, images)
 
     def available(self) -> np.ndarray | None:
@@ -213,9 +210,7 @@ class Synthesis:
             )
         return images
 
-    def _make_once(
-        self, blocks: Iterable[Block], damaged: set[Block], total: int
-    ) -> Iterator[tuple[Block, np.ndarray]]:
+    def _make_once(self, blocks: Iterable[Block], total: int) -> Iterator[tuple[Block, np.ndarray]]:
         """Make blocks that no other process is making, or has made since; then wait for the others'."""
         claims: dict[Block, Claim] = {}
         others = list[Block]()
@@ -225,14 +220,14 @@ class Synthesis:
                 cache = self._cache_of(block.label)
                 with cache_errors(self.trained.config):
                     claim = cache.claim(block)
-                if claim is None:
-                    others.append(block)
-                elif cache.has(block) and block not in damaged:
-                    claim.release()
-                    others.append(block)
-                else:
+                    made_since = claim is not None and cache.get(block) is not None
+                if claim is not None and not made_since:
                     claims[block] = claim
                     yield block
+                    continue
+                others.append(block)
+                if claim is not None:
+                    claim.release()
 
         try:
             for block, images in self._make(own(), total):
@@ -244,7 +239,7 @@ class Synthesis:
                 cache = self._cache_of(block.label)
                 with cache_errors(self.trained.config):
                     claims[block] = cache.claim(block, wait=True)
-                images = cache.get(block)
+                    images = cache.get(block)
                 if images is None:  # the other has ended before it had made it
                     ((_, images),) = self._make([block], 1)
                 claims.pop(block).release()

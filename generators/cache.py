@@ -129,10 +129,10 @@ class BlockCache:
 
     def get(self, block: Block) -> np.ndarray | None:
         """The block's images, uint8; None where they have not been made with these weights, or their file is not as it
-        was written.
+        was written: then it is taken away.
         """
         path = self._file(block)
-        if not self.has(block):
+        if not os.path.exists(path):  # noqa: PTH110 - as above
             return None
         try:
             with safe_open(path, "numpy") as file:
@@ -145,12 +145,9 @@ class BlockCache:
             others = header.get("weights", self.weights) != self.weights
             what = "was made by weights of another training" if others else "is damaged"
             self._tell(f"{path} {what}, so its images are made again")
+            Path(path).unlink(missing_ok=True)
             return None
         return images
-
-    def has(self, block: Block) -> bool:
-        """Whether there is a file of the block, whole or not."""
-        return os.path.exists(self._file(block))  # noqa: PTH110 - as in ``_file``
 
     def claim(self, block: Block, wait: bool = False) -> Claim | None:
         """Take the making of a block upon oneself; None where another process has it, unless one waits for that.
@@ -159,7 +156,8 @@ class BlockCache:
         """
         path = Path(f"{self._file(block)}.lock")
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock, left = FileLock(path), path.exists()
+        lock = FileLock(path, thread_local=False)  # another thread may go on with a stream
+        left = path.exists()
         try:
             lock.acquire(blocking=wait)
         except Timeout:

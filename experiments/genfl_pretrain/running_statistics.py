@@ -11,10 +11,9 @@ in one batch norm alone, beside the largest ratio of a channel's variance and it
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,11 +26,10 @@ _BATCH = 500
 @torch.no_grad()
 def accuracy(module: nn.Module, images: Tensor, labels: Tensor, by_batch: set[str]) -> float:
     """With a batch's statistics in the named batch norms, the running ones elsewhere; both are left as they were."""
-    norms = {name: part for name, part in module.named_modules() if isinstance(part, nn.BatchNorm2d)}
     module.eval()
     for name in by_batch:
-        norms[name].train()
-        norms[name].momentum = 0.0
+        norm = module.get_submodule(name).train()
+        norm.momentum = 0.0
     pieces = zip(images.split(_BATCH), labels.split(_BATCH), strict=True)
     right = sum(int((module(x).argmax(dim=1) == y).sum()) for x, y in pieces)
     return right / len(labels)
@@ -58,24 +56,22 @@ def variance_ratios(module: nn.Module, images: Tensor) -> dict[str, float]:
     return found
 
 
-def main() -> int:
-    if len(sys.argv) != 2:
-        print(__doc__, file=sys.stderr)
-        return 2
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of a finished run")
     torch.set_num_threads(1)
-    run = FinishedRun.open(Path(sys.argv[1]))
+    run = FinishedRun.open(parser.parse_args().run)
     module = run.load(run.folder.path / "model.safetensors", run.config.model)
     data, shape = run.data, ImageShape.of(run.data.source)
     images = shape.normalise(data.test_images, torch.device("cpu"))
-    labels = torch.from_numpy(np.asarray(data.test_labels))
+    labels = torch.from_numpy(data.test_labels)
     ratios = variance_ratios(module, images[: 10 * _BATCH])
     print("| a batch's statistics in | accuracy [%] | largest ratio of variances |")
     print("| --- | ---: | ---: |")
     for title, names in (("none", set[str]()), ("all", set(ratios)), *((name, {name}) for name in ratios)):
         ratio = f"{ratios[title]:.2f}" if title in ratios else ""
         print(f"| {title} | {100 * accuracy(module, images, labels, names):.1f} | {ratio} |", flush=True)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -30,9 +30,7 @@ def test_a_batch_norm_that_nothing_fits_is_found(
     def told() -> dict[str, tuple[float, str]]:
         capsys.readouterr()
         monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(experiment.folder.path)])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-        assert end.value.code == 0
+        runpy.run_path(str(SCRIPT), run_name="__main__")
         rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
         return {row[0]: (float(row[1]), row[2] if len(row) > 2 else "") for row in rows}
 
