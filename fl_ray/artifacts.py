@@ -70,7 +70,7 @@ def write_samples(run: RunContext, method: Method) -> None:
 
 
 def sample_grid(data: FederatedData, images: np.ndarray, labels: np.ndarray) -> bytes:
-    """A PNG of public images beside the first generated ones of each class; white where there are none."""
+    """A PNG of public images, where there are any, beside the first generated ones of each class."""
     public = data.public_images, data.public_labels
     return columns_of_classes(
         data.source.classes, range(data.num_classes), public, (images, labels), of="real (public part)"
@@ -88,7 +88,10 @@ def columns_of_classes(names: Sequence[str], shown: Iterable[int], real: Images,
     from fl_ray.report.figures import samples_png
 
     labels = list(shown)
-    return samples_png(*(_rows(side, labels) for side in (real, made)), [names[label] for label in labels], of)
+    sides = [_rows(side, labels) for side in (real, made)]
+    if not len(real[0]):
+        sides[0] = sides[0][:, :0]
+    return samples_png(*sides, [names[label] for label in labels], of)
 
 
 def _rows(side: Images, labels: Sequence[int]) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,9 @@ _MADE = ("weights_sha256", "sampling")  # the same, known when the generator is 
 def export_images(synthesis: Synthesis, per_class: int, seed: int, folder: Path) -> int:
     """Write the first ``per_class`` images of every class as ``folder``/<class>/<index>.png; how many.
 
-    ``provenance.json`` says from the beginning what is made, where there are any images; ``manifest.csv``, which is
-    there when all are, has a row for each, in the order in which they were made (not by index, where a pool does it),
-    with a SHA-256 of the file. Memory does not grow with their number.
+    ``provenance.json`` says what is made, from the first image on; ``manifest.csv``, which is there when all are, has a
+    row for each, in the order in which they were made (not by index, where a pool does it), with a SHA-256 of the file.
+    Memory does not grow with their number.
 
     Args:
         folder: a new one, or one with fewer of the same images: what an interrupted call has left, or a smaller number.
@@ -64,15 +65,18 @@ def _check_same(before: dict[str, Any], now: dict[str, Any], names: tuple[str, .
 
 
 def _write(synthesis: Synthesis, per_class: int, seed: int, folder: Path) -> int:
-    if per_class:  # otherwise there is nothing to train a generator for
-        write_json(folder / _PROVENANCE, {**synthesis.provenance(), "seed": seed, "per_class": per_class})
     classes, written = synthesis.data.source.classes, 0
-    counts = np.full(len(classes), per_class)
+    stream = synthesis.stream(np.full(len(classes), per_class), seed)
+    # Before anything is written: what is refused leaves nothing behind, and no images are nothing to train a generator
+    # for.
+    first = list(itertools.islice(stream, 1))
+    if first:
+        write_json(folder / _PROVENANCE, {**synthesis.provenance(), "seed": seed, "per_class": per_class})
     draft = folder / ".manifest.csv.draft"
-    with draft.open("w", newline="", encoding="utf-8") as stream:
-        manifest = csv.writer(stream)
+    with draft.open("w", newline="", encoding="utf-8") as table:
+        manifest = csv.writer(table)
         manifest.writerow(MANIFEST_COLUMNS)
-        for block, images in synthesis.stream(counts, seed):
+        for block, images in itertools.chain(first, stream):
             keys = synthesis.trained.key, synthesis.trained.weights, synthesis.sampling_key
             name = _folder_name(classes[block.label])
             (folder / name).mkdir(exist_ok=True)

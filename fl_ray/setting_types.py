@@ -94,5 +94,6 @@ def _in_our_words(message: str, label: str | None) -> str:
 
 
 def _types(text: str) -> str:
-    """Python's names of types without their wrapping."""
+    """Python's names of types without their wrapping, and the words of a choice alone."""
+    text = re.sub(r"typing\.Literal\[([^\]]*)\]", r"\1", text)
     return re.sub(r"<class '([^']*)'>", r"\1", text).replace("NoneType", "null")

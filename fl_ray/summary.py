@@ -14,6 +14,7 @@ __all__ = [
     "REACHED",
     "aggregate",
     "mean_std",
+    "method_results",
     "outcome",
     "spread_text",
     "target_key",
@@ -64,6 +65,17 @@ def outcome(history: Sequence[Mapping[str, Any]], targets: Sequence[float]) -> d
         "bytes_up": last["bytes_up"] if last else 0,
         "bytes_down": last["bytes_down"] if last else 0,
     }
+
+
+def method_results(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a method has measured beside accuracy, as title and text; before it, what its accuracy is of where that is
+    not the test part.
+    """
+    found = [("accuracy is on", summary["accuracy_of"])] if summary.get("accuracy_of") else []
+    for name, (title, scale) in METHOD_RESULTS.items():
+        if summary.get(name) is not None:
+            found.append((title, f"{scale * summary[name]:.2f}"))
+    return found
 
 
 def worst_decile(accuracies: Sequence[float]) -> float:

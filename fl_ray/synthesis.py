@@ -64,6 +64,7 @@ class Synthesis:
         """Make images with this one from now on, kept apart from others'."""
         self.generator = generator
         self._caches: dict[int, BlockCache] = {}
+        self._available: np.ndarray | None = None  # of the stream at work
         with self.trained.refusals():
             self._settings = generator.sampling_settings()
 
@@ -160,7 +161,7 @@ class Synthesis:
                 if images is None:
                     flags[number] = True
                 else:
-                    yield cut(block, self._fitting(images))
+                    yield cut(block, self._fitting(block, images))
         wanted = (Block(seed, label, int(n)) for label, flags in missing.items() for n in np.flatnonzero(flags))
         total = sum(int(flags.sum()) for flags in missing.values())
         if total:
@@ -178,7 +179,7 @@ class Synthesis:
         Raises:
             SettingError: the generator has not so many.
         """
-        available = self.available()
+        available = self._available = self.available()
         if available is None:
             return
         for name, asked, there in zip(self.data.source.classes, counts, available, strict=True):
@@ -201,12 +202,20 @@ class Synthesis:
         """What the samplers of this run have counted; empty where the cache had everything."""
         return self._pool.report() if self._pool is not None else {}
 
-    def _fitting(self, images: np.ndarray) -> np.ndarray:
-        shape = self.data.images.shape[1:]
-        if images.shape[1:] != shape:
+    def _fitting(self, block: Block, images: np.ndarray) -> np.ndarray:
+        """The images of a block, which are as many and as the data need them."""
+        shape, count = self.data.images.shape[1:], self.generator.block_size
+        if self._available is not None:
+            count = min(count, int(self._available[block.label]) - block.number * count)
+        if images.dtype != np.uint8 or images.shape[1:] != shape:
             raise self.trained.refused(
-                f"it makes images of channels, height and width {images.shape[1:]}, but the data "
-                f"have {shape}; its sampler has to convert them"
+                f"it makes images of channels, height and width {images.shape[1:]} as {images.dtype}, but the data "
+                f"have {shape} as uint8; its sampler has to convert them"
+            )
+        if len(images) != count:
+            raise self.trained.refused(
+                f"it makes {len(images)} images where block {block.number} of class {block.label} has {count}; its "
+                "sampler has to fill a block of block_size images, as far as its available() goes"
             )
         return images
 
@@ -243,7 +252,7 @@ class Synthesis:
                 if images is None:  # the other has ended before it had made it
                     ((_, images),) = self._make([block], 1)
                 claims.pop(block).release()
-                yield block, self._fitting(images)
+                yield block, self._fitting(block, images)
         finally:
             for claim in claims.values():
                 claim.release()
@@ -257,7 +266,7 @@ class Synthesis:
                 made = 0
                 for number, (block, images) in enumerate(pool.make(blocks), 1):
                     with cache_errors(self.trained.config):
-                        self._cache_of(block.label).put(block, self._fitting(images))
+                        self._cache_of(block.label).put(block, self._fitting(block, images))
                     made += len(images)
                     self._images += len(images)
                     self._seconds += time.perf_counter() - waited

@@ -89,6 +89,7 @@ class TrainedGenerator:
         self._hash = ""
         here = "cuda" if torch.cuda.is_available() else "cpu"
         with self.refusals():
+            self.generator.check_classes(data.source.classes)
             training = self.generator.training_settings()
         own = code_hash("generator", config.name)
         self.code = [] if own is None else [own]

@@ -117,6 +117,14 @@ class Generator(ABC):
     learns_from: RealImages = "public"
     more_from: str = ""
 
+    def check_classes(self, classes: list[str]) -> None:
+        """Refuse settings that don't go with a data set of these classes, whether or not anything is trained or made.
+
+        Raises:
+            ValueError: the message says which and the way out.
+        """
+        return
+
     @abstractmethod
     def training_settings(self) -> dict[str, Any]:
         """The settings that decide the trained weights."""

@@ -23,7 +23,7 @@ class DiT(PretrainedGenerator):
         model: local folder, or id on the hub, of a DiTPipeline.
         class_ids: the pipeline's id of each class name of the data; default: the names that the pipeline itself knows.
         steps: sampler steps.
-        guidance: classifier-free guidance weight; 1 is none.
+        guidance: classifier-free guidance weight, at least 0; 1 is none.
         scheduler: ``ddim``, ``ddpm``, ``dpmpp``, or null: the pipeline's own.
         precision: of the weights; ``auto`` is fp16 on GPUs, fp32 elsewhere.
         block_size: images made together.
@@ -46,6 +46,11 @@ class DiT(PretrainedGenerator):
 
     def sampling_settings(self) -> dict[str, Any]:
         return {**super().sampling_settings(), "class_ids": self.class_ids}
+
+    def check_classes(self, classes: list[str]) -> None:
+        unknown = sorted(set(self.class_ids or {}) - set(classes))
+        if unknown:
+            raise ValueError(f"class_ids: the data have no class {', '.join(unknown)}; known: {', '.join(classes)}")
 
     def check(self, weights: Path, classes: list[str]) -> None:
         index = self.config(weights, "model_index.json")
@@ -104,7 +109,8 @@ class _DiTSampler(PretrainedSampler):
         guided = self.settings.guidance != 1.0
         if guided:
             labels = torch.cat([labels, torch.full_like(labels, config.num_embeds_ada_norm)])
-        scheduler.set_timesteps(self.settings.steps, device=device)
+        with self.refusals():
+            scheduler.set_timesteps(self.settings.steps, device=device)
         x = x * scheduler.init_noise_sigma
         options = step_arguments(scheduler, noise)
         for t in scheduler.timesteps:

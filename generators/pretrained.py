@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
@@ -17,12 +18,14 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import constants, snapshot_download
+from safetensors import SafetensorError, safe_open
 
 from generators.base import Block, Generator, Sampler, TrainingImages, check_class, image_seeds, require_positive
 from generators.pipelines import Precision, SchedulerName, dtype_of, swap_scheduler
 
 __all__ = ["PretrainedGenerator", "PretrainedSampler", "wanted", "weights_digest"]
 
+_NO_VOCABULARY = {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}  # of a tokenizer's files
 _DECIDING = (".safetensors", ".json", ".txt", ".model")  # weights, configurations, vocabularies
 
 
@@ -51,7 +54,7 @@ class PretrainedGenerator(Generator):
         model: a local folder, or an id on the hub. Of an id, the version in the hub's cache is taken without a question
             for a newer one; otherwise the newest is downloaded.
         steps: sampler steps.
-        guidance: classifier-free guidance weight; 1 is none.
+        guidance: classifier-free guidance weight, at least 0; 1 is none.
         scheduler: ``ddim``, ``ddpm``, ``dpmpp``, or null: the pipeline's own.
         precision: of the weights; ``auto`` is fp16 on GPUs, fp32 elsewhere.
         block_size: images made together.
@@ -70,6 +73,8 @@ class PretrainedGenerator(Generator):
         block_size: int,
     ) -> None:
         require_positive(steps=steps, block_size=block_size)
+        if not 0 <= guidance < math.inf:
+            raise ValueError(f"guidance is {guidance}, but it must be at least 0 and finite")
         # Whole, since an actor may work in another folder.
         self.model = str(Path(model).expanduser().absolute()) if Path(model).expanduser().is_dir() else model
         self.steps, self.guidance = steps, guidance
@@ -101,19 +106,23 @@ class PretrainedGenerator(Generator):
         (folder / "wanted.json").write_text(json.dumps(kept), encoding="utf-8")
 
     def _check_whole(self, weights: Path) -> None:
-        """Refuse a folder without the parts that its index names: some pipelines load without them, and fail later."""
+        """Refuse a folder without the parts that its index names, or with parts that are not whole: some pipelines load
+        without them and fail later, and loading gigabytes to find out takes its time.
+        """
         index, given = self.config(weights, "model_index.json"), self.components(weights)
         for name, kind in index.items():
-            named = isinstance(kind, list) and kind[:1] not in ([], [None])
-            if named and name not in given and not (weights / name).is_dir():
+            if not isinstance(kind, list) or kind[:1] in ([], [None]) or name in given:
+                continue
+            lacks = _lacks(weights / name)
+            if lacks is not None:
                 raise ValueError(
-                    f"model is {self.model}, but {weights / name}, which its model_index.json names, is not there; "
+                    f"model is {self.model}, but {weights / name}, which its model_index.json names, {lacks}; "
                     "complete the folder, or name another model"
                 )
 
-    @abstractmethod
     def check(self, weights: Path, classes: list[str]) -> None:
         """Refuse, with a ValueError, what settings and data set don't allow with these weights."""
+        return
 
     @abstractmethod
     def sampler(self, pipeline: DiffusionPipeline, classes: list[str], shape: tuple[int, int, int]) -> Sampler:
@@ -124,7 +133,10 @@ class PretrainedGenerator(Generator):
         try:
             return json.loads((weights / name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise ValueError(f"model is {self.model}, but {weights / name} is no JSON file of a pipeline") from error
+            what = "is no JSON file of a pipeline" if (weights / name).exists() else "is not there"
+            raise ValueError(
+                f"model is {self.model}, but {weights / name} {what}; name the folder of a diffusers pipeline"
+            ) from error
 
     def components(self, weights: Path) -> dict[str, Any]:
         """Components that take the place of the pipeline's own."""
@@ -186,6 +198,29 @@ class PretrainedGenerator(Generator):
             ) from error
 
 
+def _lacks(part: Path) -> str | None:
+    """What a part of a pipeline lacks to be whole; None: nothing that can be seen without loading it."""
+    if not part.is_dir():
+        return "is not there"
+    names = {path.name for path in part.iterdir() if path.is_file()}
+    weights = sorted(name for name in names if name.endswith(".safetensors"))
+    if not names:
+        return "is empty"
+    if "config.json" in names and not weights:  # a network; schedulers and tokenizers have other files
+        return "has no safetensors"
+    if weights and "config.json" not in names:
+        return "has no config.json"
+    if "tokenizer_config.json" in names and names <= _NO_VOCABULARY:
+        return "has no vocabulary"
+    for name in weights:
+        try:
+            with safe_open(part / name, "pt"):  # reads the header, and compares its sizes with the file's
+                pass
+        except (SafetensorError, OSError) as error:
+            return f"has a damaged {name} ({error})"
+    return None
+
+
 def wanted(folder: Path) -> dict[str, Any]:
     """What ``fit`` has kept."""
     return json.loads((folder / "wanted.json").read_text(encoding="utf-8"))
@@ -218,3 +253,14 @@ class PretrainedSampler(Sampler):
         """A generator for each image of a block, on the CPU: a seed means the same noise on every device."""
         check_class(block.label, len(self.classes))
         return [torch.Generator().manual_seed(seed) for seed in image_seeds(block, self.settings.block_size)]
+
+    @contextmanager
+    def refusals(self) -> Iterator[None]:
+        """What a pipeline or scheduler refuses names its own arguments; the recipe's settings are said beside them."""
+        try:
+            yield
+        except ValueError as error:
+            set_here = {name: getattr(self.settings, name, None) for name in ("steps", "scheduler", "size")}
+            told = ", ".join(f"{name} is {value}" for name, value in set_here.items() if value is not None)
+            kind = type(self.pipeline).__name__
+            raise ValueError(f"{told}, but the {kind} of {self.settings.model} refuses: {error}") from error

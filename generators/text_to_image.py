@@ -44,7 +44,7 @@ class TextToImage(PretrainedGenerator):
         prompts: templates with {class}; image i of a class is made with template i mod n.
         negative_prompt: what the images should not show.
         steps: sampler steps.
-        guidance: classifier-free guidance weight.
+        guidance: classifier-free guidance weight, at least 0; 1 or less is none.
         scheduler: ``ddim``, ``ddpm``, ``dpmpp``, or null: the pipeline's own.
         precision: of the weights; ``auto`` is fp16 on GPUs, fp32 elsewhere.
         size: pixels of the images as they are generated, before they are resized to the data set's; default: the
@@ -101,14 +101,14 @@ class TextToImage(PretrainedGenerator):
         name = classes[label]
         return self.prompts[index % len(self.prompts)].replace(_CLASS, self.class_names.get(name, class_words(name)))
 
-    def check(self, weights: Path, classes: list[str]) -> None:
+    def check_classes(self, classes: list[str]) -> None:
         unknown = sorted(set(self.class_names) - set(classes))
         if unknown:
             raise ValueError(f"class_names: the data have no class {', '.join(unknown)}; known: {', '.join(classes)}")
         needed = {"transformers": True, "peft": self.lora is not None}
         missing = [name for name, needs in needed.items() if needs and importlib.util.find_spec(name) is None]
         if missing:
-            raise ValueError(f"text_to_image needs {' and '.join(missing)}; pip install 'fl-ray[text]'")
+            raise ValueError(f"text_to_image needs {' and '.join(missing)}; pip install '.[text]' in fl_ray's checkout")
 
     def components(self, weights: Path) -> dict[str, Any]:
         if self.safety_checker or "safety_checker" not in self.config(weights, "model_index.json"):
@@ -164,7 +164,10 @@ class TextToImage(PretrainedGenerator):
     def _lora_folder(self) -> Path:
         folder = Path(self.lora)
         if not list(folder.glob("*.safetensors")):
-            raise ValueError(f"lora is {self.lora}, but there is no such folder with safetensors in it")
+            raise ValueError(
+                f"lora is {self.lora}, but there is no such folder with safetensors in it; name the folder of the LoRA "
+                "weights, or leave lora out"
+            )
         return folder
 
 
@@ -186,7 +189,8 @@ class _TextSampler(PretrainedSampler):
     def sample(self, block: Block) -> np.ndarray:
         noise, first = self.noise(block), block.number * self.settings.block_size
         prompts = [self.settings.prompt(self.classes, block.label, first + offset) for offset in range(len(noise))]
-        made = self.pipeline(prompt=prompts, generator=noise, output_type="pt", **self.options)
+        with self.refusals():
+            made = self.pipeline(prompt=prompts, generator=noise, output_type="pt", **self.options)
         self._blackened += sum(getattr(made, "nsfw_content_detected", None) or [])
         return to_pixels(made.images, self.shape)
 

@@ -56,6 +56,7 @@ def _run(config: RunConfig, output: Path, shown: str, resume: bool) -> int:
     progress = Progress()
     with open_runtime(config, progress) as runtime:
         from fl_ray.experiment import Experiment, check  # while Ray starts
+        from fl_ray.summary import method_results
 
         check(config)
         if not resume:
@@ -69,6 +70,7 @@ def _run(config: RunConfig, output: Path, shown: str, resume: bool) -> int:
     ]
     for target, hit in summary["targets"].items():
         rows.append([f"rounds to {float(target):.0%}", "not reached" if hit is None else str(hit["rounds"])])
+    rows += [[title, text] for title, text in method_results(summary)]
     print_table(["", "value"], rows, f"{config.method.name} on {config.data.name}, seed {config.seed}")
     print(f"report: {shown.rstrip('/')}/report.html")
     return 0

@@ -76,11 +76,11 @@ def report_comparison(
     output: Path, folders: list[RunFolder], shown: str | None = None, baseline: str | None = None
 ) -> int:
     """Write a comparison's table and report into ``output``, and say where they are for the user, in ``shown``."""
-    from fl_ray.report.comparison_report import LEGEND, comparison_report
+    from fl_ray.report.comparison_report import comparison_report
 
-    columns, rows = comparison_report(output, folders, baseline)
-    print_table(columns, rows)
-    print(LEGEND)
+    table, legend = comparison_report(output, folders, baseline)
+    print_table(*table)
+    print(legend)
     place = (shown or str(output)).rstrip("/")
     print(f"table: {place}/comparison.csv\nfigures: {place}/figures\nreport: {place}/report.html")
     return 0

@@ -169,15 +169,19 @@ def _torchvision(kind: str, root: Path, download: bool, mean: list[float], std: 
 def _found(kind: str, root: Path, download: bool, read: Callable[[], Any]) -> Any:
     try:
         return read()
-    except RuntimeError as error:  # torchvision's answer to missing or damaged files
-        raise DataMissingError(
+    except (RuntimeError, OSError) as error:
+        if download:
+            why = " ".join(str(error).split())
+            raise DataMissingError(
+                f"data {kind}: the download to {root} failed ({why}). Fetch it on a machine with access, and give its "
+                "folder as --data.root DIR or $FL_RAY_DATA"
+            ) from error
+        if isinstance(error, OSError):
+            raise
+        raise DataMissingError(  # torchvision's RuntimeError is for missing or damaged files
             f"data {kind}: not found or not complete in {root}. Give the folder as --data.root DIR or "
             "$FL_RAY_DATA, or let torchvision fetch it with --data.download true"
         ) from error
-    except OSError as error:
-        if not download:
-            raise
-        raise DataMissingError(f"data {kind}: the download to {root} failed: {error}") from error
 
 
 def read_image(source: Any, size: int) -> np.ndarray:

@@ -15,10 +15,10 @@ from fl_ray.report.run_report import clients_section, partition_section, samples
 from fl_ray.run_folder import RunFolder
 from fl_ray.summary import CLIENT_RESULTS, DOMAIN, METHOD_RESULTS, REACHED, outcome, spread_text, target_key
 
-__all__ = ["LEGEND", "comparison_report", "comparison_table", "markdown_table"]
+__all__ = ["comparison_report", "comparison_table", "markdown_table"]
 
 Table = tuple[list[str], list[list[str]]]
-LEGEND = "Mean ± standard deviation over seeds; means of rounds are over the seeds that reached the target."
+_LEGEND = "Mean ± standard deviation over seeds; means of rounds are over the seeds that reached the target."
 _PAIRED = {"final_accuracy": "final accuracy", "late_accuracy": "late accuracy"}
 _PAIRED_LEGEND = (
     "Differences over the seeds that both have, on the same partition: mean ± half width of Student's 95 % interval; "
@@ -127,9 +127,19 @@ def _difference(pair: Mapping[str, Any], scale: float, digits: int) -> str:
     return text if pair["half_width"] is None else f"{text} ± {scale * pair['half_width']:.{digits}f}"
 
 
-def comparison_report(output: Path, folders: Sequence[RunFolder], baseline: str | None = None) -> Table:
+def _accuracy_notes(by_label: Mapping[str, Sequence[RunFolder]]) -> str:
+    """What the accuracy of labels is of, where that is not the test part; a sentence for each."""
+    found: dict[str, list[str]] = {}
+    for label, members in by_label.items():
+        for of in dict.fromkeys(folder.summary().get("accuracy_of") for folder in members):
+            if of:
+                found.setdefault(of, []).append(label)
+    return "".join(f" Accuracy of {', '.join(labels)}: on {of}." for of, labels in found.items())
+
+
+def comparison_report(output: Path, folders: Sequence[RunFolder], baseline: str | None = None) -> tuple[Table, str]:
     """Write comparison.csv, seeds.csv, comparison.md (with the differences by seed), figures/accuracy.svg and
-    report.html into ``output``; the brief table.
+    report.html into ``output``; the brief table, and what is to be said below it.
 
     Args:
         baseline: the label that the others are held against; default: the first.
@@ -145,17 +155,18 @@ def comparison_report(output: Path, folders: Sequence[RunFolder], baseline: str 
     write_comparison_csv(by_seed, output / "seeds.csv")
     brief = comparison_table(rows, targets, brief=True)
     differences = _difference_table(by_seed, targets, baseline)
-    text = f"{markdown_table(*brief)}\n{LEGEND}\n"
+    other = _accuracy_notes(by_label)
+    text = f"{markdown_table(*brief)}\n{_LEGEND}{other}\n"
     if differences is not None:
         text += f"\n{markdown_table(*differences)}\n{_PAIRED_LEGEND}\n"
     (output / "comparison.md").write_text(text, encoding="utf-8")
     columns, cells = comparison_table(rows, targets)
     histories = {label: [folder.history() for folder in members] for label, members in by_label.items()}
-    curves = save_svg(output, "accuracy", accuracy_figure(histories, targets))
+    of = "accuracy" if other else "test accuracy"
+    curves = save_svg(output, "accuracy", accuracy_figure(histories, targets, of))
     first = next(iter(by_label.values()))[0]
-    with_images = next((f for members in by_label.values() for f in members if (f / "samples.png").exists()), None)
     note = (
-        "Mean ± sample standard deviation over seeds; best: the largest test accuracy of any round. "
+        f"Mean ± sample standard deviation over seeds; best: the largest {of} of any round.{html.escape(other)} "
         "Rounds, time and energy to a target are means over the seeds that reached it. Virtual time and "
         "energy are modelled, wall time is measured. Virtual time holds the training of devices and server, not the "
         "making of synthetic images, whose wall seconds each run's summary.json has. Samples trained: samples times "
@@ -167,18 +178,19 @@ def comparison_report(output: Path, folders: Sequence[RunFolder], baseline: str 
         if differences is not None
         else "",
         html.section(
-            "Accuracy", html.figure(curves, "Test accuracy; shaded: one standard deviation. Dashed: the targets.")
+            "Accuracy",
+            html.figure(curves, f"{of.capitalize()}; shaded: one standard deviation. Dashed: the targets."),
         ),
         clients_section(output, by_label),
         partition_section(first),
-        samples_section(with_images) if with_images is not None else "",
+        samples_section({label: members[0] for label, members in by_label.items()}),
         _links(output, by_label),
     ]
     summary = first.summary()
     lead = f"{summary['data']}, {len(rows)} settings, seeds {rows[0]['seeds']}"
     text = html.page(f"fl_ray: {summary['name']}", lead, [part for part in sections if part])
     (output / "report.html").write_text(text, encoding="utf-8")
-    return brief
+    return brief, f"{_LEGEND}{other}"
 
 
 def markdown_table(columns: list[str], cells: list[list[str]]) -> str:

@@ -65,13 +65,16 @@ def new_figure(width: float, height: float, columns: int = 1, rows: int = 1) -> 
     return figure, axes
 
 
-def accuracy_figure(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], targets: Sequence[float]) -> Figure:
-    """Test accuracy against rounds, virtual time and energy.
+def accuracy_figure(
+    runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], targets: Sequence[float], of: str = "test accuracy"
+) -> Figure:
+    """Accuracy against rounds, virtual time and energy.
 
     Args:
         runs: histories by label, one for each seed. Several seeds: the mean over them at each round (and at the mean
             time or energy of that round), shaded by one standard deviation.
         targets: dashed lines.
+        of: what the accuracy is.
     """
     figure, axes = new_figure(11, 3.4, 3)
     kinds = (("round", "round"), ("virtual_time_s", "virtual time [s]"), ("energy_j", "energy of devices [J]"))
@@ -87,7 +90,7 @@ def accuracy_figure(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], t
             axis.axhline(target, color="0.5", linestyle="--", linewidth=0.8)
         axis.set_xlabel(label)
         axis.grid(alpha=0.25)
-    axes[0].set_ylabel("test accuracy")
+    axes[0].set_ylabel(of)
     if len(runs) > 1:
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(runs), 5))
     return figure
@@ -229,15 +232,17 @@ def samples_png(real: np.ndarray, synthetic: np.ndarray, names: Sequence[str], o
     """Real images on the left, synthetic ones on the right, of the first twenty rows.
 
     Args:
-        real, synthetic: uint8 [rows, columns, C, H, W].
+        real, synthetic: uint8 [rows, columns, C, H, W]; real ones may have no columns, and are left away then.
         names: of the rows: classes, or clients.
         of: what the real ones are.
     """
     rows = min(len(names), 20)
+    sides = {of: real, "synthetic": synthetic} if real.shape[1] else {"synthetic": synthetic}
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(9, 0.5 + min(0.46, 3.6 / real.shape[1]) * rows), layout="constrained")
-        axes = figure.subplots(1, 2)
-    for axis, images, title in zip(axes, (real, synthetic), (of, "synthetic"), strict=True):
+        figure = Figure(figsize=(4.5 * len(sides), 0.5 + min(0.46, 3.6 / synthetic.shape[1]) * rows))
+        figure.set_layout_engine("constrained")
+        axes = figure.subplots(1, len(sides), squeeze=False).ravel()
+    for axis, (title, images) in zip(axes, sides.items(), strict=True):
         axis.imshow(_tiles(images[:rows]), cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="equal")
         axis.set_title(title)
         height = images.shape[3] + 1

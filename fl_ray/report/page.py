@@ -6,7 +6,7 @@ import base64
 import html
 from collections.abc import Sequence
 
-__all__ = ["data_image", "definitions", "figure", "page", "section", "table"]
+__all__ = ["data_image", "definitions", "escape", "figure", "page", "section", "table"]
 
 _STYLE = """
 :root { color-scheme: light; --ink: #1d2733; --soft: #5c6b7a; --line: #dfe5ea; --tint: #f6f8fa; }
@@ -19,6 +19,7 @@ figcaption, .note { color: var(--soft); font-size: .87rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+td:nth-child(2):last-child { white-space: normal; } /* a value may be a sentence */
 th:first-child, td:first-child { text-align: left; } thead th { background: var(--tint); }
 @media (max-width: 40rem) { figure svg, figure img { max-width: none; } /* as drawn, and scrolled */
        th:first-child, td:first-child { white-space: normal; min-width: 7rem; } }
@@ -42,6 +43,11 @@ def page(title: str, lead: str, sections: Sequence[str]) -> str:
 def section(title: str, *content: str) -> str:
     """A heading and what stands below it."""
     return f"<section>\n<h2>{html.escape(title)}</h2>\n" + "\n".join(content) + "\n</section>"
+
+
+def escape(text: str) -> str:
+    """Text as a page has it."""
+    return html.escape(text)
 
 
 def figure(content: str, caption: str) -> str:

@@ -21,6 +21,7 @@ from fl_ray.report.figures import (
     timeline_figure,
 )
 from fl_ray.run_folder import RunFolder
+from fl_ray.summary import method_results
 
 __all__ = ["clients_section", "partition_section", "run_report", "samples_section"]
 
@@ -29,11 +30,14 @@ def run_report(folder: RunFolder) -> Path:
     """Write report.html and figures/*.svg of a run's folder; the report's path."""
     config, summary, history = folder.config(), folder.summary() or {}, folder.history()
     sections = [_outcome(summary)]
-    curve = save_svg(folder.path, "accuracy", accuracy_figure({config.method.name: [history]}, config.targets))
-    caption = "Test accuracy against rounds, virtual time and the devices' energy. Dashed: the recipe's targets."
+    of = summary.get("accuracy_of")
+    drawn = accuracy_figure({config.method.name: [history]}, config.targets, "accuracy" if of else "test accuracy")
+    curve = save_svg(folder.path, "accuracy", drawn)
+    what = f"Accuracy on {of}," if of else "Test accuracy"
+    caption = f"{what} against rounds, virtual time and the devices' energy. Dashed: the recipe's targets."
     sections.append(html.section("Accuracy", html.figure(curve, caption)))
     sections.append(clients_section(folder.path, {config.method.name: [folder]}))
-    sections += [_kappa(folder, summary), partition_section(folder), samples_section(folder)]
+    sections += [_kappa(folder, summary), partition_section(folder), samples_section({config.method.name: folder})]
     sections += [_timeline(folder, config.clock.mode), _wall(summary)]
     settings = yaml.safe_dump(to_dict(config), sort_keys=False)
     versions = yaml.safe_dump(folder.environment(), sort_keys=False)
@@ -78,6 +82,7 @@ def _outcome(summary: dict[str, Any]) -> str:
         found = summary["client_accuracy"]
         spread = f"{_percent(found['mean'])}, worst tenth {_percent(found['worst_decile'])}"
         rows.append([f"mean accuracy on {found['clients']} clients' own held-out images", spread])
+    rows += [[title, text] for title, text in method_results(summary)]
     if summary.get("label_sharing"):
         rows.append(["label statistics that a client shared", _shared(summary["label_sharing"])])
     return html.section("Result", html.table(["", "value"], rows))
@@ -140,13 +145,20 @@ def partition_section(folder: RunFolder) -> str:
     return html.section("Partition", html.figure(drawn, caption))
 
 
-def samples_section(folder: RunFolder) -> str:
-    """The grid of real and synthetic images, or nothing."""
-    if not (folder / "samples.png").exists():
+def samples_section(runs: Mapping[str, RunFolder]) -> str:
+    """The grids of real and synthetic images by label, each once, or nothing."""
+    labels: dict[bytes, list[str]] = {}
+    for label, folder in runs.items():
+        if (folder / "samples.png").exists():
+            labels.setdefault((folder / "samples.png").read_bytes(), []).append(label)
+    if not labels:
         return ""
-    picture = html.data_image((folder / "samples.png").read_bytes(), "real and synthetic images")
-    caption = "Real images beside generated ones, a row for each class, or for each client where clients have guided."
-    return html.section("Synthetic images", html.figure(picture, caption))
+    figures = [
+        html.figure(html.data_image(picture, f"real and synthetic images of {', '.join(own)}"), f"{', '.join(own)}.")
+        for picture, own in labels.items()
+    ]
+    note = "Real images beside generated ones, a row for each class, or for each client where clients have guided."
+    return html.section("Synthetic images", *figures, f'<p class="note">{note}</p>')
 
 
 def _timeline(folder: RunFolder, mode: str) -> str:

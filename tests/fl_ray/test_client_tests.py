@@ -75,7 +75,7 @@ def test_a_comparison_has_the_numbers_and_the_figure(small: Callable[..., RunCon
     with open_runtime(small()) as runtime:
         folders = [run(runtime, "tested", seed, data__client_test_fraction=0.3) for seed in (0, 1)]
         folders.append(run(runtime, "untested", 0))
-    columns, cells = comparison_report(tmp_path, folders)
+    (columns, cells), _ = comparison_report(tmp_path, folders)
     place = columns.index("own tests of clients [%]")
     found = [100 * folder.summary()["client_accuracy"]["mean"] for folder in folders[:2]]
     assert cells[0][place] == f"{np.mean(found):.2f} ± {np.std(found, ddof=1):.2f}"

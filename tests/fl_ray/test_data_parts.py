@@ -167,6 +167,13 @@ def test_missing_data_name_the_folder_and_both_ways_out(tmp_path: Path) -> None:
         load("image_folder", str(tmp_path), False, {"path": "nothing"})
 
 
+def test_a_download_that_fails_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing listens at the mirrors' address."""
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST.mirrors", ["http://127.0.0.1:9/"])
+    with pytest.raises(DataMissingError, match=f"the download to {tmp_path} failed .*refused.*--data.root DIR"):
+        load("fashion_mnist", str(tmp_path), True, {})
+
+
 def test_classes_without_samples_are_named(tmp_path: Path) -> None:
     make_folder(tmp_path / "set", ())
     for image in (tmp_path / "set" / "photo" / "dog").iterdir():

@@ -178,6 +178,24 @@ def test_generate_nothing_trains_nothing(recipe: Path, tmp_path: Path, call: Cal
     assert not (tmp_path / "cache").exists()
 
 
+def test_a_refused_generate_leaves_no_folder_that_refuses_the_next(recipe: Path, tmp_path: Path, call: Call) -> None:
+    """What is wrong is only told by the pipeline when images are made."""
+    settings = ("--generator", f"{{name: text_to_image, model: {text_pipeline(tmp_path / 'tiny')}, steps: 2}}")
+    words = ("generate", "small.yaml", *settings, "--per_class", "1", "--output", "images")
+    refused = call(*words, "--generator.size", "33")
+    assert refused.returncode == 2
+    assert "size is 33" in refused.stderr
+    assert not (tmp_path / "images").exists()
+    assert call(*words, "--generator.size", "16").returncode == 0
+    unknown = call(*words, "--generator.class_names", "{hamster: x}", "--output", "other")  # with weights that are kept
+    assert unknown.returncode == 2
+    assert "class_names: the data have no class hamster" in unknown.stderr
+    choice = call(*words, "--generator.scheduler", "euler", "--output", "other")
+    assert choice.returncode == 2
+    assert "typing" not in choice.stderr
+    assert "'ddim', 'ddpm', 'dpmpp'" in choice.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "match"),
     [

@@ -89,6 +89,10 @@ def test_delft_accuracy_is_on_the_clients_own_training_images(run_small: Run) ->
     plain, clean = run_small(**skewed)
     assert summary["clean_accuracy"] == clean["final_accuracy"]
     assert len(summary["clean_accuracies"]) == len(summary["size_weighted_accuracies"]) == 3
+    report = (experiment.folder / "report.html").read_text()
+    assert "Accuracy on the clients&#x27; own training images, every client alike, against rounds" in report
+    assert "Test accuracy" not in report
+    assert f"<td>weighted by size [%]</td><td>{100 * summary['size_weighted_accuracy']:.2f}</td>" in report
     assert all(torch.equal(value, final(plain)[name]) for name, value in final(experiment).items())
 
 

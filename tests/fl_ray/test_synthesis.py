@@ -204,8 +204,25 @@ def test_images_of_another_shape_are_refused(small: Callable[..., RunConfig], tm
     """A generator of a user's own that makes 4 x 4 pixels where the data have 8 x 8."""
     config = small(generator={"name": "tests.generators.own:SlowGenerator", "cache": str(tmp_path)})
     made = synthesis_of(config)
-    with pytest.raises(SettingError, match=r"makes images .* \(1, 4, 4\), but the data have \(1, 8, 8\)"):
+    with pytest.raises(SettingError, match=r"makes images .* \(1, 4, 4\) as uint8, but the data have \(1, 8, 8\)"):
         made.images(np.array([1] + [0] * 9), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("unfit", "match"),
+    [
+        ({"kind": "float32"}, r"makes images of .* \(1, 8, 8\) as float32, but the data have \(1, 8, 8\) as uint8"),
+        ({"count": 3}, "makes 3 images where block 0 of class 0 has 4; its sampler has to fill a block of block_size"),
+    ],
+)
+def test_images_of_another_kind_or_number_are_refused(
+    small: Callable[..., RunConfig], tmp_path: Path, unfit: dict[str, object], match: str
+) -> None:
+    """They would be cast in silence, or leave memory as it was for images; and nothing of them is kept."""
+    config = small(generator={"name": "tests.generators.own:UnfitGenerator", "cache": str(tmp_path), **unfit})
+    with pytest.raises(SettingError, match=match):
+        synthesis_of(config).images(np.ones(10, dtype=int), seed=0)
+    assert not list(tmp_path.rglob("*.npz"))
 
 
 def test_generator_that_can_not_learn_or_fit(

@@ -62,6 +62,17 @@ class RaisingGenerator(SlowGenerator):
         return _RaisingSampler(self, np.array([1, 8, 8, *range(10)]))
 
 
+class UnfitGenerator(FlatGenerator):
+    """A generator whose images are no bytes, or fewer than a block has."""
+
+    def __init__(self, kind: str = "uint8", count: int = 4) -> None:
+        super().__init__()
+        self.kind, self.count = kind, count
+
+    def load(self, folder: Path, device: torch.device) -> Sampler:
+        return _UnfitSampler(self, np.load(folder / "tones.npy"))
+
+
 class _FlatSampler(Sampler):
     def __init__(self, generator: FlatGenerator, stored: np.ndarray) -> None:
         self.generator, self.shape, self.tones = generator, stored[:3].astype(int), stored[3:]
@@ -69,6 +80,11 @@ class _FlatSampler(Sampler):
     def sample(self, block: Block) -> np.ndarray:
         tone = round(self.tones[block.label]) + self.generator.offset
         return np.full((self.generator.block_size, *self.shape), tone, dtype=np.uint8)
+
+
+class _UnfitSampler(_FlatSampler):
+    def sample(self, block: Block) -> np.ndarray:
+        return super().sample(block)[: self.generator.count].astype(self.generator.kind)
 
 
 class _SlowSampler(_FlatSampler):

@@ -30,6 +30,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def load(model: Path, folder: Path, data: TrainingImages | None = None, **settings: Any) -> Sampler:
     generator = DiT(**{"model": str(model), **TINY, **settings})
     folder.mkdir()
+    generator.check_classes((data or wanted()).classes)
     generator.fit(data or wanted(), folder, lambda *told: None)
     return generator.load(folder, torch.device("cpu"))
 
@@ -79,6 +80,7 @@ def test_a_part_of_a_block_has_the_same_noise(model: Path, tmp_path: Path) -> No
     [
         ({"cat": 2}, "no id of class fire truck; add them"),
         ({"cat": 1000, "fire truck": 1}, r"cat is 1000.*0\.\.999"),
+        ({"cat": 2, "fire truck": 1, "hamster": 3}, "the data have no class hamster; known: cat, fire truck"),
     ],
 )
 def test_ids_that_do_not_fit_are_refused(model: Path, tmp_path: Path, ids: dict[str, int], match: str) -> None:
@@ -107,13 +109,19 @@ def test_a_scheduler_that_wants_a_learned_variance_gets_none(model: Path, tmp_pa
     assert load(learned, tmp_path / "weights").sample(Block(7, 0, 0)).shape == (4, 3, 16, 16)
 
 
+def test_steps_that_the_scheduler_refuses_are_named(model: Path, tmp_path: Path) -> None:
+    sampler = load(model, tmp_path / "weights", steps=2000)
+    with pytest.raises(ValueError, match=r"^steps is 2000, but the DiTPipeline of .* refuses: .*1000"):
+        sampler.sample(Block(7, 0, 0))
+
+
 def test_a_folder_without_its_files_is_refused(model: Path, tmp_path: Path) -> None:
     for number, (lost, match) in enumerate(
         [
-            ("model_index.json", "is no JSON file of a pipeline"),
-            ("transformer/config.json", "is no JSON file of a pipeline"),
-            ("transformer/diffusion_pytorch_model.safetensors", "can't be loaded .* complete the folder"),
-            ("vae/diffusion_pytorch_model.safetensors", "can't be loaded .* complete the folder"),
+            ("model_index.json", "model_index.json is not there; name the folder of a diffusers pipeline"),
+            ("transformer/config.json", "transformer, which .* has no config.json; complete the folder"),
+            ("transformer/diffusion_pytorch_model.safetensors", "transformer, which .* has no safetensors"),
+            ("vae/diffusion_pytorch_model.safetensors", "vae, which .* has no safetensors; complete the folder"),
         ]
     ):
         damaged = Path(shutil.copytree(model, tmp_path / f"model{number}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from pathlib import Path
@@ -35,10 +36,15 @@ def wanted(channels: int = 3, size: int = 16) -> TrainingImages:
 
 
 def load(model: Path, folder: Path, data: TrainingImages | None = None, **settings: Any) -> Sampler:
+    return fit(model, folder, data, **settings).load(folder, CPU)
+
+
+def fit(model: Path, folder: Path, data: TrainingImages | None = None, **settings: Any) -> TextToImage:
     generator = TextToImage(**{"model": str(model), **TINY, **settings})
     folder.mkdir()
+    generator.check_classes((data or wanted()).classes)
     generator.fit(data or wanted(), folder, lambda *told: None)
-    return generator.load(folder, CPU)
+    return generator
 
 
 def seeded(label: int, index: int) -> torch.Generator:
@@ -170,15 +176,7 @@ def test_a_safety_checker_is_left_away_where_the_user_says_so(model: Path, tmp_p
     (guarded / "model_index.json").write_text(json.dumps(index))
     assert load(guarded, tmp_path / "without", safety_checker=False).sample(Block(0, 0, 0)).shape == (4, 3, 16, 16)
     with pytest.raises(ValueError, match="safety_checker"):
-        load(guarded, tmp_path / "with")
-
-
-def test_a_folder_that_lacks_a_part_that_it_names_is_refused(model: Path, tmp_path: Path) -> None:
-    """The pipeline itself would load without a tokenizer, and fail at its first prompt."""
-    lacking = Path(shutil.copytree(model, tmp_path / "lacking"))
-    shutil.rmtree(lacking / "tokenizer")
-    with pytest.raises(ValueError, match=r"lacking/tokenizer, which its model_index.json names, is not there"):
-        load(lacking, tmp_path / "weights")
+        fit(guarded, tmp_path / "with")
 
 
 @pytest.mark.parametrize("offline", [False, True])
@@ -228,12 +226,49 @@ def _no_index(folder: Path) -> None:
     (folder / "model_index.json").unlink()
 
 
-@pytest.mark.parametrize("damage", [_pickled, _cut, _no_index])
-def test_folders_that_hold_no_whole_pipeline(model: Path, tmp_path: Path, damage: Any) -> None:
+def _no_json(folder: Path) -> None:
+    (folder / "model_index.json").write_text("{")
+
+
+def _no_tokenizer(folder: Path) -> None:
+    """The pipeline itself would load, and fail at its first prompt."""
+    shutil.rmtree(folder / "tokenizer")
+
+
+def _empty_tokenizer(folder: Path) -> None:
+    _no_tokenizer(folder)
+    (folder / "tokenizer").mkdir()
+
+
+def _no_vocabulary(folder: Path) -> None:
+    _empty_tokenizer(folder)
+    (folder / "tokenizer" / "tokenizer_config.json").write_text('{"tokenizer_class": "CLIPTokenizer"}')
+
+
+def _no_config(folder: Path) -> None:
+    (folder / "vae" / "config.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "match"),
+    [
+        (_pickled, "unet, which its model_index.json names, has no safetensors; complete the folder"),
+        (_cut, r"unet, which .* has a damaged diffusion_pytorch_model.safetensors \(.*; complete the folder"),
+        (_no_index, "model_index.json is not there; name the folder of a diffusers pipeline"),
+        (_no_json, "model_index.json is no JSON file of a pipeline"),
+        (_no_tokenizer, "tokenizer, which its model_index.json names, is not there"),
+        (_empty_tokenizer, "tokenizer, which .* is empty"),
+        (_no_vocabulary, "tokenizer, which .* has no vocabulary"),
+        (_no_config, "vae, which .* has no config.json"),
+    ],
+)
+def test_folders_that_hold_no_whole_pipeline(model: Path, tmp_path: Path, damage: Any, match: str) -> None:
+    """Refused where it is prepared, as by ``fl-ray pretrain``: not first by the actors of a run."""
     broken = Path(shutil.copytree(model, tmp_path / "broken"))
     damage(broken)
-    with pytest.raises(ValueError, match=r"model is .*broken"):
-        load(broken, tmp_path / "weights")
+    with pytest.raises(ValueError, match=f"^model is .*broken.*{match}"):
+        fit(broken, tmp_path / "weights")
+    assert not list((tmp_path / "weights").iterdir())
 
 
 @pytest.mark.parametrize(
@@ -243,6 +278,9 @@ def test_folders_that_hold_no_whole_pipeline(model: Path, tmp_path: Path, damage
         ({"prompts": ["a photo"]}, "has no {class}"),
         ({"prompts": ["a {class}", "a {style} {class}"]}, "has {style}, but only {class} is filled in"),
         ({"steps": 0}, "steps is 0"),
+        ({"guidance": -3.0}, "guidance is -3.0, but it must be at least 0 and finite"),
+        ({"guidance": math.nan}, "guidance is nan"),
+        ({"guidance": math.inf}, "guidance is inf"),
         ({"size": -8}, "size is -8"),
         ({"block_size": 0}, "block_size is 0"),
         ({"class_names": {"dog": "puppy"}}, "no class dog; known: cat, fire truck"),
@@ -252,6 +290,21 @@ def test_folders_that_hold_no_whole_pipeline(model: Path, tmp_path: Path, damage
 def test_bad_settings_are_refused(model: Path, tmp_path: Path, settings: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         load(model, tmp_path / "weights", **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"size": 33}, r"^steps is 3, size is 33, but the StableDiffusionPipeline of .* refuses: .*divisible by 8"),
+        ({"steps": 2000, "scheduler": "ddim"}, r"^steps is 2000, scheduler is ddim, but the .* refuses: .*1000"),
+    ],
+)
+def test_what_the_pipeline_refuses_is_told_by_the_settings(
+    model: Path, tmp_path: Path, settings: dict[str, Any], match: str
+) -> None:
+    sampler = load(model, tmp_path / "weights", **settings)
+    with pytest.raises(ValueError, match=match):
+        sampler.sample(Block(0, 0, 0))
 
 
 def test_a_relative_folder_is_found_from_elsewhere(
