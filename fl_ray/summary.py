@@ -68,14 +68,9 @@ def outcome(history: Sequence[Mapping[str, Any]], targets: Sequence[float]) -> d
 
 
 def method_results(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What a method has measured beside accuracy, as title and text; before it, what its accuracy is of where that is
-    not the test part.
-    """
-    found = [("accuracy is on", summary["accuracy_of"])] if summary.get("accuracy_of") else []
-    for name, (title, scale) in METHOD_RESULTS.items():
-        if summary.get(name) is not None:
-            found.append((title, f"{scale * summary[name]:.2f}"))
-    return found
+    """What a method has measured beside accuracy, as title and text."""
+    found = {title: (summary.get(name), scale) for name, (title, scale) in METHOD_RESULTS.items()}
+    return [(title, f"{scale * value:.2f}") for title, (value, scale) in found.items() if value is not None]
 
 
 def worst_decile(accuracies: Sequence[float]) -> float:

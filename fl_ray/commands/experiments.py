@@ -62,7 +62,9 @@ def _run(config: RunConfig, output: Path, shown: str, resume: bool) -> int:
         if not resume:
             new_folder(output)
         summary = Experiment(config, output, runtime, progress, resume=resume).run()
+    of = summary.get("accuracy_of")
     rows = [
+        *([["accuracy is on", of]] if of else []),
         ["final accuracy", f"{summary['final_accuracy']:.4f}"],
         ["best accuracy", f"{summary['best_accuracy']:.4f}"],
         ["virtual time", f"{summary['virtual_time_s']:.1f} s"],

@@ -59,18 +59,20 @@ def _percent(value: float | None) -> str:
 def _outcome(summary: dict[str, Any]) -> str:
     if not summary:
         return html.section("Result", '<p class="note">The run has not come to its end.</p>')
-    rows = [
-        ["status", summary["status"]],
-        ["final accuracy", _percent(summary["final_accuracy"])],
-        ["best accuracy", _percent(summary["best_accuracy"])],
+    rows = [["status", summary["status"]]]
+    if summary.get("accuracy_of"):
+        rows.append(["accuracy is on", summary["accuracy_of"]])
+    rows.append(["final accuracy", _percent(summary["final_accuracy"])])
+    rows.append(["best accuracy", _percent(summary["best_accuracy"])])
+    if summary.get("best_round") is not None:
+        rows.append(["best round", str(summary["best_round"])])
+    rows += [
         ["rounds", _rounds(summary)],
         ["virtual time", f"{summary['virtual_time_s']:,.1f} s"],
         ["energy of all devices", f"{summary['energy_j']:,.1f} J"],
         ["sent up / down", f"{summary['bytes_up'] / 1e6:,.2f} / {summary['bytes_down'] / 1e6:,.2f} MB"],
         ["updates left out", _left_out(summary)],
     ]
-    if summary.get("best_round") is not None:
-        rows.insert(3, ["best round", str(summary["best_round"])])
     if summary.get("clients_retried"):
         rows.append(["clients that raised once, and were trained again", str(summary["clients_retried"])])
     for target, hit in summary["targets"].items():
@@ -157,7 +159,7 @@ def samples_section(runs: Mapping[str, RunFolder]) -> str:
         html.figure(html.data_image(picture, f"real and synthetic images of {', '.join(own)}"), f"{', '.join(own)}.")
         for picture, own in labels.items()
     ]
-    note = "Real images beside generated ones, a row for each class, or for each client where clients have guided."
+    note = "Generated images, beside real ones where there are any; a row for each class, or for each guiding client."
     return html.section("Synthetic images", *figures, f'<p class="note">{note}</p>')
 
 
