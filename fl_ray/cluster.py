@@ -90,7 +90,9 @@ class Jobs:
         try:
             from ray.job_submission import JobSubmissionClient
         except ImportError as error:
-            raise PlacementError(f"jobs need Ray's client: pip install 'fl-ray[cluster]' ({error})") from error
+            raise PlacementError(
+                f"jobs need Ray's client: pip install '.[cluster]' in fl_ray's checkout ({error})"
+            ) from error
         for module in _TALKATIVE:
             logging.getLogger(module).setLevel(logging.WARNING)
         self.address = address

@@ -214,8 +214,7 @@ def _claim(comparison: Comparison, output: Path) -> None:
     if marker.exists():
         stored = _with_defaults(yaml.safe_load(marker.read_text(encoding="utf-8")))
         kept = {label: settings["runs"].get(label) for label in stored["runs"]}
-        begun = any(output.glob("runs/*/seed*/config.yaml"))  # not where the first run was refused
-        if begun and {**settings, "runs": kept} != stored:
+        if {**settings, "runs": kept} != stored:
             raise OutputError(
                 f"--output {output}: it holds a comparison with other settings, and nothing is overwritten; name "
                 "another folder (entries may be added to a comparison, but none changed or left out)"

@@ -71,6 +71,7 @@ def _write(synthesis: Synthesis, per_class: int, seed: int, folder: Path) -> int
     # for.
     first = list(itertools.islice(stream, 1))
     if first:
+        (folder / "manifest.csv").unlink(missing_ok=True)  # of fewer images
         write_json(folder / _PROVENANCE, {**synthesis.provenance(), "seed": seed, "per_class": per_class})
     draft = folder / ".manifest.csv.draft"
     with draft.open("w", newline="", encoding="utf-8") as table:

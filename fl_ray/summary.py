@@ -119,6 +119,7 @@ def aggregate(label: str, summaries: Sequence[Mapping[str, Any]], targets: Seque
         measured = [summary[name] for summary in summaries if summary.get(name) is not None]
         if measured:
             row[f"{name}_mean"], row[f"{name}_std"] = mean_std(measured)
+            row[f"{name}_runs"] = len(measured)
     for name in dict.fromkeys(name for summary in summaries for name in summary.get("domain_accuracy", {})):
         measured = [summary["domain_accuracy"][name] for summary in summaries if name in summary["domain_accuracy"]]
         row[f"{DOMAIN}{name}_mean"], row[f"{DOMAIN}{name}_std"] = mean_std(measured)

@@ -111,7 +111,8 @@ class PretrainedGenerator(Generator):
         """
         index, given = self.config(weights, "model_index.json"), self.components(weights)
         for name, kind in index.items():
-            if not isinstance(kind, list) or kind[:1] in ([], [None]) or name in given:
+            is_part = isinstance(kind, list) and len(kind) == 2 and all(isinstance(word, str) for word in kind)
+            if not is_part or name in given:
                 continue
             lacks = _lacks(weights / name)
             if lacks is not None:

@@ -119,7 +119,7 @@ def energy_check(options: Any, overrides: dict[str, Any]) -> int:
             print_table(columns, rows, f"{title}, {config.model.name} on {config.data.name}, {found.device}")
     if not found.energy:
         print(
-            "energy: not measured, there is no sensor (NVML, RAPL) that can be read here, or fl-ray[energy] is missing"
+            "energy: not measured, there is no sensor (NVML, RAPL) that can be read here, or extra [energy] is missing"
         )
     print(f"points: {output / 'energy_check.json'}")
     return 0

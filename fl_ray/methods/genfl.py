@@ -100,10 +100,12 @@ class GenFL(FedAvg):
             return
         self._check_enough(run)
         self._labels = SharedLabels(run.data, self.label_sharing, self.epsilon, run.config.seed)
-        if len(self._made) == 0:  # not resumed: each client shares its label statistics once
+        if len(self._made) == 0:  # not resumed
             self._made = np.zeros(run.data.num_classes, dtype=np.int64)
-            run.ledger.bytes_up += self._labels.bytes_per_client * run.config.data.clients
-            run.notes |= {"label_sharing": self._labels.note(), "kappa2": []}
+            run.notes["kappa2"] = []
+            if self.class_choice != "uniform" or self.kappa_policy == "emd":  # otherwise nothing reads them
+                run.ledger.bytes_up += self._labels.bytes_per_client * run.config.data.clients
+                run.notes["label_sharing"] = self._labels.note()
         else:
             self._images = self._fetch(run)
         if self.kappa_policy in ("heldout_accuracy", "heldout_loss"):

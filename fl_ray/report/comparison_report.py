@@ -49,7 +49,10 @@ def comparison_table(rows: Sequence[dict[str, Any]], targets: Sequence[float], b
         line = [row["label"], str(row["runs"])]
         line += [spread_text(row, "final_accuracy", 2, 100), spread_text(row, "best_accuracy", 2, 100)]
         line += [spread_text(row, name, 2, 100) for name in CLIENT_RESULTS] if tested else []
-        line += [spread_text(row, name, 2, scale) for name, (_, scale) in measured.items()]
+        for name, (_, scale) in measured.items():
+            told = row.get(f"{name}_runs", row["runs"])  # runs of before a method told it lack it
+            few = "" if told == row["runs"] else f" ({told} of {row['runs']})"
+            line.append(spread_text(row, name, 2, scale) + few)
         line += [spread_text(row, name, 2, 100) for name in domains]
         for target in targets:
             key = target_key(target)
@@ -72,6 +75,7 @@ def _rows_by_seed(by_label: Mapping[str, Sequence[RunFolder]], targets: Sequence
         for folder in members:
             summary, ended = folder.summary(), outcome(folder.history(), targets)
             row = {"label": label, "seed": summary["seed"], "partition": summary["partition"]}
+            row["accuracy_of"] = summary.get("accuracy_of", "the test part")
             row |= {name: ended[name] for name in ("final_accuracy", "best_accuracy", "late_accuracy")}
             for key, hit in ended["targets"].items():
                 row |= {f"{name}_to_{key}": hit and hit[name] for name, _ in REACHED}
@@ -83,8 +87,8 @@ def _difference_table(
     rows: Sequence[Mapping[str, Any]], targets: Sequence[float], baseline: str | None = None
 ) -> Table | None:
     """How far each label is from the baseline (default: the first), seed by seed: seeds differ in partition and draws,
-    so that labels can be told apart where their spreads overlap. Seeds whose partitions differ are no pair. None where
-    no label has two pairs.
+    so that labels can be told apart where their spreads overlap. Seeds whose partitions differ are no pair, nor are
+    accuracies on other images. None where no label has two pairs.
 
     Args:
         rows: of ``_rows_by_seed``.
@@ -92,9 +96,9 @@ def _difference_table(
     labels = list(dict.fromkeys(row["label"] for row in rows))
     baseline = labels[0] if baseline is None else baseline
 
-    def values(label: str, name: str) -> dict[tuple[int, str], float]:
+    def values(label: str, name: str) -> dict[tuple[int, str, str], float]:
         own = [row for row in rows if row["label"] == label and row[name] is not None]
-        return {(row["seed"], row["partition"]): row[name] for row in own}
+        return {(row["seed"], row["partition"], row["accuracy_of"]): row[name] for row in own}
 
     def pair(label: str, name: str) -> dict[str, Any]:
         return compare_pairs(values(label, name), values(baseline, name))

@@ -109,7 +109,7 @@ def _kappa(folder: RunFolder, summary: dict[str, Any]) -> str:
 
 def _rounds(summary: dict[str, Any]) -> str:
     early = summary.get("stopped_early")
-    return str(summary["rounds"]) + ("" if early is None else ", stopped early: the test accuracy rose no more")
+    return str(summary["rounds"]) + ("" if early is None else ", stopped early: the accuracy rose no more")
 
 
 def _left_out(summary: dict[str, Any]) -> str:

@@ -46,9 +46,9 @@ def store_report(
     table = _table(rows, baseline)
     (output / "comparison.md").write_text(f"{markdown_table(*table)}\n{note}\n", encoding="utf-8")
     histories = {label: [series_of(uri, run.run_id) for run in own] for label, own in by_label.items()}
-    curves = save_svg(output, "accuracy", accuracy_figure(histories, ()))
+    curves = save_svg(output, "accuracy", accuracy_figure(histories, (), "accuracy"))
     shown = save_svg(output, "differences", _differences_figure(rows, baseline))
-    caption = "Test accuracy; shaded: one standard deviation over seeds."
+    caption = "Accuracy, on the test part unless a method says otherwise; shaded: one standard deviation over seeds."
     sections = [
         html.section("Results", html.table(*table), f'<p class="note">{note}</p>'),
         html.section("Accuracy", html.figure(curves, caption)),

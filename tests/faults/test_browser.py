@@ -12,9 +12,7 @@ import yaml
 from tests.conftest import small_recipe
 from tests.serving import free_port, mlflow_page
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is not installed: pip install 'fl-ray[test]'"
-)
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install '.[test]'")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
 PHONE = {"width": 390, "height": 844}

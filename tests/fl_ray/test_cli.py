@@ -100,15 +100,6 @@ def test_run_leaves_its_folder_and_says_where(recipe: Path, tmp_path: Path, call
     ).read_bytes()
 
 
-def test_a_comparison_whose_first_run_is_refused_takes_other_settings(recipe: Path, tmp_path: Path, call: Call) -> None:
-    words = ("compare", "small.yaml", "--seeds", "0", "--output", "cmp")
-    refused = call(*words, "--data.name", "mnist", "--data.root", "nowhere")
-    assert refused.returncode == 2
-    assert "not found or not complete in nowhere" in refused.stderr
-    assert call(*words).returncode == 0
-    assert "other settings" in call(*words, "--training.lr", "0.01").stderr
-
-
 def test_print_config_shows_the_resolved_recipe(recipe: Path, tmp_path: Path, call: Call) -> None:
     found = call("run", "small.yaml", "--data.partition.alpha", "0.1", "--method.name", "genfl", "--print_config")
     printed = yaml.safe_load(found.stdout)

@@ -1,5 +1,6 @@
 """Every client's own test: in the history, in clients.csv, in reports and comparisons."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,6 +64,42 @@ def test_a_run_cut_after_its_last_test_has_it_in_the_summary(
         summary = Experiment(config, folder, runtime, resume=True).run()
     assert RunFolder(folder).clients() == rows
     assert summary["client_accuracy"]["mean"] == pytest.approx(np.mean([row["accuracy"] for row in rows]))
+
+
+def test_a_comparison_says_what_an_accuracy_is_of_and_whose_images_are_shown(
+    small: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    """TU Delft's accuracy is no pair of a test accuracy; a result that an older run lacks is told as such."""
+    pretrain = {"method": {"name": "genfl_pretrain", "images": 20, "protocol": "delft"}, "with_generator": True}
+    rows = {"FedAvg": {}, "Delft": pretrain, "Delft again": pretrain}
+
+    def run(runtime: Runtime, label: str, seed: int) -> RunFolder:
+        folder = tmp_path / f"{label}{seed}"
+        folder.mkdir()
+        Experiment(small(seed=seed, rounds=1, **rows[label]), folder, runtime, label=label).run()
+        return RunFolder(folder)
+
+    with open_runtime(small(**pretrain)) as runtime:
+        folders = [run(runtime, label, seed) for label in rows for seed in (0, 1)]
+    old = folders[2] / "summary.json"
+    old.write_text(json.dumps({k: v for k, v in json.loads(old.read_text()).items() if k != "clean_accuracy"}))
+    (columns, cells), legend = comparison_report(tmp_path, folders)
+    of = "Accuracy of Delft, Delft again: on the clients' own training images, every client alike."
+    assert legend.endswith(of)
+    shown = [line[columns.index("test accuracy, clean [%]")] for line in cells]
+    assert shown[0] == "–"
+    assert shown[1].endswith(" (1 of 2)")
+    assert "(" not in shown[2]
+    page = (tmp_path / "report.html").read_text()
+    assert "Test accuracy" not in page
+    assert "real and synthetic images of Delft, Delft again" in page
+    assert page.count("<img") == 1
+    assert "Seed by seed" not in page
+    assert of in (tmp_path / "comparison.md").read_text()
+    comparison_report(tmp_path, folders, baseline="Delft")
+    pairs = (tmp_path / "comparison.md").read_text().split("less Delft's")[-1]
+    assert "| Delft again | 2 | +0.00 ± 0.00" in pairs
+    assert "| FedAvg |" not in pairs
 
 
 def test_a_comparison_has_the_numbers_and_the_figure(small: Callable[..., RunConfig], tmp_path: Path) -> None:

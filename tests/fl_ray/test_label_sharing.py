@@ -108,3 +108,6 @@ def test_a_run_uses_and_reports_what_was_shared(run_small: Run) -> None:
     assert "epsilon 0.05" in (noisy.folder / "report.html").read_text()
     assert "no guarantee of privacy" in (exact.folder / "report.html").read_text()
     assert "label_sharing" not in plain
+    _, unasked = run_small(**settings | {"method__kappa_policy": "static"}, method__class_choice="uniform")
+    assert "label_sharing" not in unasked
+    assert told["bytes_up"] - unasked["bytes_up"] == 6 * 80
