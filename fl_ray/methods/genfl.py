@@ -43,7 +43,7 @@ class GenFL(FedAvg):
         kappa_floor: of ``decay``.
         class_choice: ``deficit``, ``uniform`` or ``proportional``, see ``fl_ray.allocation.categories``.
         label_sharing: what clients tell of their labels: ``counts``, ``presence`` or ``noisy`` counts, see
-            ``fl_ray.data.label_sharing``.
+            ``fl_ray.data.label_sharing``; nothing with ``uniform`` images, unless ``emd`` asks.
         epsilon: privacy budget of a client, of ``noisy``.
         images_per_round: images generated in each round, until
         max_images: the server has this many.
