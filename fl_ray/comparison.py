@@ -19,7 +19,7 @@ from fl_ray.input_files import check_inputs, input_files
 from fl_ray.parallel_runs import PlannedRun, run_at_once
 from fl_ray.progress import Progress
 from fl_ray.recipes import apply_overrides, compare_entries, make_config, to_dict
-from fl_ray.run_folder import RunFolder, new_folder
+from fl_ray.run_folder import RunFolder, at_work, new_folder
 from fl_ray.runtime.start import OpenRuntimes
 from fl_ray.summary import aggregate, outcome
 
@@ -122,7 +122,7 @@ def run_comparison(comparison: Comparison, output: Path, progress: Progress, job
         jobs: 1: one run after another on the same actors; more: so many at a time, in processes of their own.
 
     Raises:
-        OutputError: ``output`` holds something else, or runs of other settings.
+        OutputError: ``output`` holds something else, or runs of other settings, or another process is at work in it.
         FlRayError: some failed; the others were finished first.
     """
     _claim(comparison, output)
@@ -143,8 +143,9 @@ def run_comparison(comparison: Comparison, output: Path, progress: Progress, job
         planned.append((name, label, config, run_folder_of(output, label, config.seed)))
     if jobs > 1:
         for _, label, config, folder in planned:
-            if not goes_on(folder, config):
-                RunFolder(folder).begin(config, label, _tags(comparison, label), inputs[label])
+            with at_work(folder):
+                if not goes_on(folder, config):
+                    RunFolder(folder).begin(config, label, _tags(comparison, label), inputs[label])
         run_at_once([PlannedRun(name, config, folder) for name, _, config, folder in planned], jobs, progress)
         return
     runtimes = OpenRuntimes(progress)
@@ -152,10 +153,14 @@ def run_comparison(comparison: Comparison, output: Path, progress: Progress, job
     try:
         for name, label, config, folder in planned:
             progress.label = name
-            resume = goes_on(folder, config)
             tags = _tags(comparison, label)
+            runtime = runtimes.of(config)
             try:
-                Experiment(config, folder, runtimes.of(config), progress, label, tags, resume).run()
+                with at_work(folder):
+                    if RunFolder(folder).finished():  # by another process, since this one began
+                        continue
+                    resume = goes_on(folder, config)
+                    Experiment(config, folder, runtime, progress, label, tags, resume).run()
             except (SettingError, InfeasibleError, TooFewClientsError) as error:  # its own; the others may do better
                 failed[name] = error
                 progress.message(f"failed: {error}")

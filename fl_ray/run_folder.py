@@ -17,13 +17,23 @@ from typing import Any
 
 import numpy as np
 import yaml
+from filelock import FileLock, Timeout
 
 from fl_ray.config import RunConfig
 from fl_ray.errors import OutputError
 from fl_ray.recipes import load_recipe, make_config, to_dict
 from fl_ray.version import __version__
 
-__all__ = ["HISTORY_COLUMNS", "RunFolder", "environment", "filled_folder", "new_folder", "plain", "write_json"]
+__all__ = [
+    "HISTORY_COLUMNS",
+    "RunFolder",
+    "at_work",
+    "environment",
+    "filled_folder",
+    "new_folder",
+    "plain",
+    "write_json",
+]
 
 HISTORY_COLUMNS = (
     "round",
@@ -81,6 +91,32 @@ def filled_folder(path: Path) -> Iterator[Path]:
     finally:
         if not any(folder.iterdir()):
             folder.rmdir()
+
+
+@contextlib.contextmanager
+def at_work(path: Path) -> Iterator[None]:
+    """For the one process at a time that makes a run's folder and writes into it, by a lock beside it. The lock of a
+    killed process is free.
+
+    Raises:
+        OutputError: another process is at work in it.
+    """
+    whole = path.resolve()  # "." has no name
+    lock = FileLock(whole.parent / f".{whole.name}.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise OutputError(
+            f"--output {path}: another process is at work in this folder; wait for its end, or name another one"
+        ) from error
+    except OSError:  # a folder may be writable where the one around it is not, as one that a container is given
+        yield
+        return
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -86,7 +86,7 @@ class Mirror:
         """Copy what has changed, and take away what is gone; how many files were copied."""
         here: dict[str, tuple[int, int]] = {}
         for path in sorted(self.folder.rglob("*")):
-            if path.is_file() and not path.name.endswith(".draft"):
+            if path.is_file() and not path.name.endswith((".draft", ".lock")):
                 with contextlib.suppress(FileNotFoundError):  # replaced or removed at this moment
                     here[path.relative_to(self.folder).as_posix()] = _state(path)
         changed = [name for name, state in here.items() if self._copied.get(name) != state]

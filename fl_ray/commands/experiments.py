@@ -50,7 +50,7 @@ def run(options: Any, overrides: dict[str, Any]) -> int:
 def _run(config: RunConfig, output: Path, shown: str, resume: bool) -> int:
     """Run a checked recipe in its folder, which the user knows as ``shown``."""
     from fl_ray.progress import Progress
-    from fl_ray.run_folder import new_folder
+    from fl_ray.run_folder import at_work, new_folder
     from fl_ray.runtime.start import open_runtime
 
     progress = Progress()
@@ -59,9 +59,10 @@ def _run(config: RunConfig, output: Path, shown: str, resume: bool) -> int:
         from fl_ray.summary import method_results
 
         check(config)
-        if not resume:
-            new_folder(output)
-        summary = Experiment(config, output, runtime, progress, resume=resume).run()
+        with at_work(output):
+            if not resume:
+                new_folder(output)
+            summary = Experiment(config, output, runtime, progress, resume=resume).run()
     of = summary.get("accuracy_of")
     rows = [
         *([["accuracy is on", of]] if of else []),

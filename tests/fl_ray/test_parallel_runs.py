@@ -1,5 +1,7 @@
 """``fl-ray compare --jobs``: runs in processes of their own give what runs one after another give."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,10 @@ from safetensors.torch import load_file
 
 from fl_ray.comparison import plan_comparison, run_comparison
 from fl_ray.config import RunConfig
-from fl_ray.errors import FlRayError, SettingError
+from fl_ray.errors import FlRayError, OutputError, SettingError
 from fl_ray.progress import Progress
 from fl_ray.recipes import to_dict
-from fl_ray.run_folder import RunFolder
+from fl_ray.run_folder import RunFolder, at_work
 
 
 @pytest.fixture
@@ -60,3 +62,39 @@ def test_nor_does_one_that_is_refused_where_they_run_one_after_another(recipe: d
     alone = plan_comparison([{**recipe, "compare": recipe["compare"][:1]}], {}, [0])
     with pytest.raises(SettingError, match="has no owners"):
         run_comparison(alone, tmp_path / "alone", Progress(False))
+
+
+def test_two_comparisons_at_once_keep_out_of_each_others_runs(
+    recipe: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    comparison = plan_comparison([recipe], {}, [0])
+    run_comparison(plan_comparison([{**recipe, "compare": recipe["compare"][:1]}], {}, [0]), output, Progress(False))
+    program = (
+        "import sys, time; from pathlib import Path; from fl_ray.run_folder import at_work\n"
+        "with at_work(Path(sys.argv[1])): print('at work', flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", program, str(output / "runs" / "two" / "seed0")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "at work\n"
+            for jobs in (1, 2):
+                with pytest.raises(OutputError, match=r"two/seed0: another process is at work in this folder"):
+                    run_comparison(comparison, output, Progress(False), jobs)
+            assert not (output / "runs" / "two" / "seed0").exists()
+        finally:
+            other.kill()
+    capfd.readouterr()
+    run_comparison(comparison, output, Progress())  # the lock of one that was killed is free
+    assert "1 of 2 runs were finished before" in capfd.readouterr().err
+    assert RunFolder(output / "runs" / "two" / "seed0").finished()
+    assert not list(output.rglob("*.lock"))
+
+
+def test_one_process_is_at_work_in_a_folder(tmp_path: Path) -> None:
+    with at_work(tmp_path / "x"), pytest.raises(OutputError, match="another process"), at_work(tmp_path / "x"):
+        pass
+    assert not list(tmp_path.iterdir())
+    with at_work(Path("/sys/kernel")), at_work(Path("/sys/kernel")):  # as a container's mount: no lock can be beside it
+        pass
