@@ -28,6 +28,7 @@ __all__ = [
     "goes_on",
     "plan_comparison",
     "result_settings",
+    "row_of",
     "rows_of_runs",
     "run_comparison",
     "same_settings",
@@ -285,13 +286,16 @@ def rows_of_runs(
     targets = sorted(
         {target for members in by_label.values() for folder in members for target in folder.config().targets}
     )
-    rows = []
-    for label, members in by_label.items():
+    for members in by_label.values():
         members.sort(key=lambda folder: folder.summary()["seed"])
-        # Runs of several comparisons may have had other targets: reached or not is read off the histories again.
-        summaries = [{**folder.summary(), **outcome(folder.history(), targets)} for folder in members]
-        rows.append(aggregate(label, summaries, targets))
-    return rows, by_label, targets
+    return [row_of(label, members, targets) for label, members in by_label.items()], by_label, targets
+
+
+def row_of(label: str, members: Sequence[RunFolder], targets: Sequence[float]) -> dict[str, Any]:
+    """The row of a comparison that finished runs of a label come to."""
+    # Runs of several comparisons may have had other targets: reached or not is read off the histories again.
+    summaries = [{**folder.summary(), **outcome(folder.history(), targets)} for folder in members]
+    return aggregate(label, summaries, targets)
 
 
 def write_comparison_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

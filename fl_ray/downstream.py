@@ -12,7 +12,7 @@ from typing import Any
 
 from scipy.stats import spearmanr
 
-from fl_ray.comparison import result_settings, rows_of_runs, same_settings
+from fl_ray.comparison import result_settings, row_of, rows_of_runs, same_settings
 from fl_ray.config import RunConfig
 from fl_ray.errors import OutputError
 from fl_ray.run_folder import RunFolder
@@ -48,24 +48,24 @@ def gains_of_runs(
         where: what names the folders in messages.
 
     Returns:
-        Columns as of a comparison; ``gain`` (final accuracy less FedAvg's), ``late_gain`` (of the mean of the last
-        quarter of the rounds, see ``fl_ray.summary.outcome``) and ``rounds_saved_to_T`` (FedAvg's rounds less the
-        label's, over seeds in which both reached T), each ``_mean`` and ``_std``; and ``group``: labels that differ in
-        nothing but their generators have the same.
+        Columns as of a comparison, over the seeds that FedAvg has, too; ``gain`` (final accuracy less FedAvg's),
+        ``late_gain`` (of the mean of the last quarter of the rounds, see ``fl_ray.summary.outcome``) and
+        ``rounds_saved_to_T`` (FedAvg's rounds less the label's, over seeds in which both reached T), each ``_mean``
+        and ``_std``; and ``group``: labels that differ in nothing but their generators have the same.
 
     Raises:
         OutputError: runs of a label or of FedAvg are missing, or were made with other settings.
     """
     results, by_label, targets = rows_of_runs(folders)
-    results_of = {row["label"]: row for row in results}
-    baseline = next((row["label"] for row in results if _is_plain(by_label[row["label"]][0].config())), None)
-    if baseline is None:
+    plain_row = next((row for row in results if _is_plain(by_label[row["label"]][0].config())), None)
+    if plain_row is None:
         raise OutputError(
             f"--runs {where}: no finished run of {BASELINE}, which a gain is counted from; add {{label: FedAvg, "
             f"method.name: {BASELINE}}} to the recipe's compare list and run fl-ray compare"
         )
+    baseline = plain_row["label"]
     plain = _outcomes(by_label[baseline], targets)
-    found: list[dict[str, Any]] = [{**results_of[baseline], "group": None}]
+    found: list[dict[str, Any]] = [{**plain_row, "group": None}]
     groups: list[dict[str, Any]] = []
     for label, config in configs.items():
         runs = [run for run in by_label.get(label, []) if run.summary()["seed"] in plain]
@@ -80,7 +80,7 @@ def gains_of_runs(
         if beside not in groups:
             groups.append(beside)
         gains = _gains(_outcomes(runs, targets), plain, targets)
-        found.append({**results_of[label], **gains, "group": groups.index(beside)})
+        found.append({**row_of(label, runs, targets), **gains, "group": groups.index(beside)})
     return found, targets
 
 

@@ -108,7 +108,11 @@ class GuidedSampler:
         settings, scheduler = self.settings, self.model.scheduler
         self.losses, self.cross_entropies = [], []
         self.broken = torch.zeros(len(noise), dtype=torch.bool, device=noise.device)
-        scheduler.set_timesteps(settings.steps, device=noise.device)
+        try:
+            scheduler.set_timesteps(settings.steps, device=noise.device)
+        except ValueError as error:
+            kind = type(scheduler).__name__
+            raise ValueError(f"steps is {settings.steps}, but the model's {kind} refuses: {error}") from error
         steps, s = scheduler.timesteps, noise
         blind = min(int((self._alpha_bar(steps) < _SHOWS).sum()), len(steps) - 1)
         for t in steps[:blind]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,14 +15,17 @@ import torch
 import yaml
 
 from fl_ray.cli import main
+from fl_ray.commands.reports import run_folders
 from fl_ray.config import RunConfig
 from fl_ray.data.parts import FederatedData, prepare
+from fl_ray.downstream import gains_of_runs
 from fl_ray.errors import SettingError
 from fl_ray.image_scores import ImageScores
 from fl_ray.model import ImageShape
 from fl_ray.progress import Progress
 from fl_ray.quality import QualityOptions, measure, plan_quality
 from fl_ray.randomness import seeded_torch, torch_generator
+from fl_ray.recipes import load_recipe
 from tests.conftest import TINY_GENERATOR
 from tests.synthesis import synthesis_of
 
@@ -194,6 +198,11 @@ def test_the_command_and_what_the_images_brought(recipe: Path, tmp_path: Path, c
     assert by_label["two steps"].data.params["generator.steps"] == "2"
     assert main([*words, "--output", "q2", "--rounds", "3"]) == 2
     assert "other settings than the recipe's for the label 'two steps'" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "cmp" / "runs" / "FedAvg" / "seed1")  # then what is shown is of seed 0 alone, gain or not
+    configs = plan_quality(load_recipe(recipe), {"generator.lr": 0.002})
+    found, _ = gains_of_runs(configs, run_folders(tmp_path / "cmp"), "cmp")
+    assert [row["seeds"] for row in found] == ["0"] * 5
+    assert found[1]["gain_mean"] == found[1]["final_accuracy_mean"] - found[0]["final_accuracy_mean"]
 
 
 def accuracy(folder: Path, label: str, seed: int) -> float:

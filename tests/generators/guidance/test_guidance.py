@@ -402,3 +402,9 @@ def test_recurrence_needs_a_scheduler_of_one_step(unet: nn.Module) -> None:
     settings = GuidanceSettings(form="epsilon", recurrence=2)
     with pytest.raises(ValueError, match="take ddim or ddpm"):
         GuidedSampler(Pixels(unet, schedule(DPMSolverMultistepScheduler)), guide(), settings)
+
+
+def test_steps_that_the_scheduler_refuses_are_named(unet: nn.Module) -> None:
+    sampler = GuidedSampler(Pixels(unet, schedule()), guide(), GuidanceSettings(steps=101))
+    with pytest.raises(ValueError, match=r"^steps is 101, but the model's DDIMScheduler refuses: .*100"):
+        sampler(*start(1), torch.Generator())
