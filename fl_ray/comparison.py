@@ -25,6 +25,7 @@ from fl_ray.summary import aggregate, outcome
 
 __all__ = [
     "Comparison",
+    "differing",
     "goes_on",
     "plan_comparison",
     "result_settings",
@@ -126,6 +127,12 @@ def run_comparison(comparison: Comparison, output: Path, progress: Progress, job
         OutputError: ``output`` holds something else, or runs of other settings, or another process is at work in it.
         FlRayError: some failed; the others were finished first.
     """
+    with at_work(output):
+        _run_open(comparison, output, progress, jobs)
+
+
+def _run_open(comparison: Comparison, output: Path, progress: Progress, jobs: int) -> None:
+    """``run_comparison`` where no other process is at it."""
     _claim(comparison, output)
     runs = comparison.runs()
     open_runs = [(label, config) for label, config in runs if not _is_done(output, label, config)]
@@ -144,9 +151,8 @@ def run_comparison(comparison: Comparison, output: Path, progress: Progress, job
         planned.append((name, label, config, run_folder_of(output, label, config.seed)))
     if jobs > 1:
         for _, label, config, folder in planned:
-            with at_work(folder):
-                if not goes_on(folder, config):
-                    RunFolder(folder).begin(config, label, _tags(comparison, label), inputs[label])
+            if not goes_on(folder, config):
+                RunFolder(folder).begin(config, label, _tags(comparison, label), inputs[label])
         run_at_once([PlannedRun(name, config, folder) for name, _, config, folder in planned], jobs, progress)
         return
     runtimes = OpenRuntimes(progress)
@@ -157,9 +163,7 @@ def run_comparison(comparison: Comparison, output: Path, progress: Progress, job
             tags = _tags(comparison, label)
             runtime = runtimes.of(config)
             try:
-                with at_work(folder):
-                    if RunFolder(folder).finished():  # by another process, since this one began
-                        continue
+                with at_work(folder):  # ``fl-ray run --resume`` of it may be, too
                     resume = goes_on(folder, config)
                     Experiment(config, folder, runtime, progress, label, tags, resume).run()
             except (SettingError, InfeasibleError, TooFewClientsError) as error:  # its own; the others may do better
@@ -250,6 +254,18 @@ def same_settings(stored: RunConfig, config: RunConfig) -> bool:
     if config.runtime.training_path == "auto":
         stored = replace(stored, runtime=replace(stored.runtime, training_path="auto"))
     return stored.seed == config.seed and result_settings(stored) == result_settings(config)
+
+
+def differing(own: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The names of the settings in which two runs' ``result_settings`` differ."""
+    found: list[str] = []
+    for key in dict.fromkeys([*own, *other]):
+        a, b = own.get(key), other.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differing(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key}")
+    return found
 
 
 def _is_done(output: Path, label: str, config: RunConfig) -> bool:

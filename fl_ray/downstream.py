@@ -12,7 +12,7 @@ from typing import Any
 
 from scipy.stats import spearmanr
 
-from fl_ray.comparison import result_settings, row_of, rows_of_runs, same_settings
+from fl_ray.comparison import differing, result_settings, row_of, rows_of_runs, same_settings
 from fl_ray.config import RunConfig
 from fl_ray.errors import OutputError
 from fl_ray.run_folder import RunFolder
@@ -69,8 +69,14 @@ def gains_of_runs(
     groups: list[dict[str, Any]] = []
     for label, config in configs.items():
         runs = [run for run in by_label.get(label, []) if run.summary()["seed"] in plain]
-        if not runs or not all(same_settings(run.config(), replace(config, seed=run.config().seed)) for run in runs):
-            what = "other settings than the recipe's" if runs else f"no finished run with a seed of {baseline}"
+        others = [
+            run.config() for run in runs if not same_settings(run.config(), replace(config, seed=run.config().seed))
+        ]
+        if not runs or others:
+            what = f"no finished run with a seed of {baseline}"
+            if others:
+                names = differing(result_settings(config), result_settings(others[0]))
+                what = f"other settings than the recipe's ({', '.join(names)})"
             raise OutputError(
                 f"--runs {where}: {what} for the label {label!r}; give the recipe and the overrides that fl-ray "
                 "compare was given, and let it come to its end"

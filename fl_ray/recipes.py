@@ -13,7 +13,7 @@ import yaml
 
 from fl_ray import config as cfg
 from fl_ray.errors import SettingError
-from fl_ray.registry import nearest, resolve_name
+from fl_ray.registry import BASES, import_target, nearest, resolve_name
 from fl_ray.setting_types import typed_arguments, typed_section
 
 __all__ = [
@@ -279,7 +279,7 @@ def build(kind: str, component: cfg.Component, **injected: Any) -> Any:
     """Construct a component; ``injected`` arguments that its constructor doesn't take are left out.
 
     Raises:
-        SettingError: the constructor refuses the settings with a ValueError.
+        SettingError: the constructor refuses the settings with a ValueError, or makes something else.
     """
     target = resolve_name(kind, component.name)
     known = _parameters(target)
@@ -287,11 +287,15 @@ def build(kind: str, component: cfg.Component, **injected: Any) -> Any:
     ours = {"start"} - known if kind == "model" else set()
     settings = {key: value for key, value in component.settings.items() if key not in ours}
     try:
-        return target(**settings, **arguments)
+        made = target(**settings, **arguments)
     except SettingError:
         raise
     except (ValueError, TypeError) as error:
         raise SettingError(f"{_LABELS.get(kind, kind)} {component.name}: {error}") from error
+    if kind in BASES and not isinstance(made, base := import_target(BASES[kind])):
+        what = f"{base.__module__}.{base.__name__}"
+        raise SettingError(f"{_LABELS.get(kind, kind)} {component.name}: it is no {what}; derive it from that class")
+    return made
 
 
 def _parameters(target: Callable[..., Any]) -> set[str]:

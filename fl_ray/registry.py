@@ -13,7 +13,7 @@ from typing import Any
 
 from fl_ray.errors import SettingError
 
-__all__ = ["REGISTRY", "Entry", "code_hash", "nearest", "resolve_name"]
+__all__ = ["BASES", "REGISTRY", "Entry", "code_hash", "import_target", "nearest", "resolve_name"]
 
 
 @dataclass(frozen=True)
@@ -143,12 +143,27 @@ REGISTRY: dict[str, dict[str, Entry]] = {
 }
 
 
+BASES = {  # of the components that have one: also of a user's own
+    "method": "fl_ray.methods.base:Method",
+    "partition": "fl_ray.data.partitioners:Partitioner",
+    "sampling": "fl_ray.sampling.base:ClientSampler",
+    "update": "fl_ray.updates:UpdateProcessor",
+    "generator": "generators.base:Generator",
+}
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint that ends an error message: the nearest known word if one is near, and the whole list."""
     known = sorted(set(known))
     near = difflib.get_close_matches(word, known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"{hint} Known: {', '.join(known) or 'none'}."
+
+
+def import_target(target: str) -> Any:
+    """What ``package.module:attribute`` names."""
+    module_name, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module_name), attribute)
 
 
 def resolve_name(kind: str, name: str) -> Any:
@@ -171,7 +186,7 @@ def resolve_name(kind: str, name: str) -> Any:
         raise SettingError(f"{kind}: unknown name {name!r}.{nearest(name, entries)}{own}")
     module_name, _, attribute = target.partition(":")
     try:
-        return getattr(importlib.import_module(module_name), attribute)
+        return import_target(target)
     except ImportError as error:
         raise SettingError(
             f"{kind}.name {name!r}: can't import {module_name} ({error}); it must lie in the "

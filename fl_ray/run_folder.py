@@ -95,8 +95,8 @@ def filled_folder(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def at_work(path: Path) -> Iterator[None]:
-    """For the one process at a time that makes a run's folder and writes into it, by a lock beside it. The lock of a
-    killed process is free.
+    """For the one process at a time that writes into a run's or a comparison's folder, by a lock beside it. The lock of
+    a killed process is free.
 
     Raises:
         OutputError: another process is at work in it.
@@ -107,7 +107,7 @@ def at_work(path: Path) -> Iterator[None]:
         lock.acquire(blocking=False)
     except Timeout as error:
         raise OutputError(
-            f"--output {path}: another process is at work in this folder; wait for its end, or name another one"
+            f"{path}: another process is at work in this folder; wait for its end, or name another one by --output"
         ) from error
     except OSError:  # a folder may be writable where the one around it is not, as one that a container is given
         yield

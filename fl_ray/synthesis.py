@@ -207,10 +207,12 @@ class Synthesis:
         shape, count = self.data.images.shape[1:], self.generator.block_size
         if self._available is not None:
             count = min(count, int(self._available[block.label]) - block.number * count)
-        if images.dtype != np.uint8 or images.shape[1:] != shape:
+        if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != shape:
+            found = f"a {type(images).__name__}, no array"
+            if isinstance(images, np.ndarray):
+                found = f"images of channels, height and width {images.shape[1:]} as {images.dtype}"
             raise self.trained.refused(
-                f"it makes images of channels, height and width {images.shape[1:]} as {images.dtype}, but the data "
-                f"have {shape} as uint8; its sampler has to convert them"
+                f"it makes {found}, but the data have {shape} as uint8; its sampler has to return such images"
             )
         if len(images) != count:
             raise self.trained.refused(

@@ -101,6 +101,7 @@ class PretrainedGenerator(Generator):
         """See that the weights are on this machine, and keep what the images are to be like."""
         weights = self._folder()
         self._check_whole(weights)
+        self._check_fitting(weights)
         self.check(weights, data.classes)
         kept = {"classes": list(data.classes), "shape": list(data.images.shape[1:]), "weights": str(weights)}
         (folder / "wanted.json").write_text(json.dumps(kept), encoding="utf-8")
@@ -120,6 +121,19 @@ class PretrainedGenerator(Generator):
                     f"model is {self.model}, but {weights / name}, which its model_index.json names, {lacks}; "
                     "complete the folder, or name another model"
                 )
+
+    def _check_fitting(self, weights: Path) -> None:
+        """Refuse a UNet that does not denoise what the pipeline's VAE decodes."""
+        index = self.config(weights, "model_index.json")
+        if not {"unet", "vae"} <= index.keys():
+            return
+        takes = self.config(weights, "unet/config.json").get("in_channels")
+        decodes = self.config(weights, "vae/config.json").get("latent_channels")
+        if None not in (takes, decodes) and takes != decodes:
+            raise ValueError(
+                f"model is {self.model}, but its unet takes {takes} channels and its vae decodes {decodes}; take parts "
+                "of one pipeline, that makes images from text or classes alone"
+            )
 
     def check(self, weights: Path, classes: list[str]) -> None:
         """Refuse, with a ValueError, what settings and data set don't allow with these weights."""

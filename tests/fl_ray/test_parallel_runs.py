@@ -64,9 +64,11 @@ def test_nor_does_one_that_is_refused_where_they_run_one_after_another(recipe: d
         run_comparison(alone, tmp_path / "alone", Progress(False))
 
 
-def test_two_comparisons_at_once_keep_out_of_each_others_runs(
-    recipe: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("busy", ["out", "out/runs/two/seed0"])
+def test_a_comparison_is_refused_where_another_process_is_at_work(
+    recipe: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str], busy: str
 ) -> None:
+    """At the comparison itself, or at a run of it, as ``fl-ray run --resume``."""
     output = tmp_path / "out"
     comparison = plan_comparison([recipe], {}, [0])
     run_comparison(plan_comparison([{**recipe, "compare": recipe["compare"][:1]}], {}, [0]), output, Progress(False))
@@ -74,14 +76,13 @@ def test_two_comparisons_at_once_keep_out_of_each_others_runs(
         "import sys, time; from pathlib import Path; from fl_ray.run_folder import at_work\n"
         "with at_work(Path(sys.argv[1])): print('at work', flush=True); time.sleep(600)"
     )
-    command = [sys.executable, "-c", program, str(output / "runs" / "two" / "seed0")]
+    command = [sys.executable, "-c", program, str(tmp_path / busy)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
         try:
             assert other.stdout is not None
             assert other.stdout.readline() == "at work\n"
-            for jobs in (1, 2):
-                with pytest.raises(OutputError, match=r"two/seed0: another process is at work in this folder"):
-                    run_comparison(comparison, output, Progress(False), jobs)
+            with pytest.raises(OutputError, match=f"{busy}: another process is at work in this folder"):
+                run_comparison(comparison, output, Progress(False))
             assert not (output / "runs" / "two" / "seed0").exists()
         finally:
             other.kill()
@@ -89,7 +90,7 @@ def test_two_comparisons_at_once_keep_out_of_each_others_runs(
     run_comparison(comparison, output, Progress())  # the lock of one that was killed is free
     assert "1 of 2 runs were finished before" in capfd.readouterr().err
     assert RunFolder(output / "runs" / "two" / "seed0").finished()
-    assert not list(output.rglob("*.lock"))
+    assert not list(tmp_path.rglob("*.lock"))
 
 
 def test_one_process_is_at_work_in_a_folder(tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ def test_the_command_and_what_the_images_brought(recipe: Path, tmp_path: Path, c
     assert by_label["two steps"].data.metrics["fid"] == pytest.approx(stored["rows"][0]["fid"])
     assert by_label["two steps"].data.params["generator.steps"] == "2"
     assert main([*words, "--output", "q2", "--rounds", "3"]) == 2
-    assert "other settings than the recipe's for the label 'two steps'" in capsys.readouterr().err
+    assert "other settings than the recipe's (rounds) for the label 'two steps'" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "cmp" / "runs" / "FedAvg" / "seed1")  # then what is shown is of seed 0 alone, gain or not
     configs = plan_quality(load_recipe(recipe), {"generator.lr": 0.002})
     found, _ = gains_of_runs(configs, run_folders(tmp_path / "cmp"), "cmp")

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fl_ray.config import Component
 from fl_ray.errors import SettingError
-from fl_ray.recipes import apply_overrides, compare_entries, load_recipe, make_config, to_dict
+from fl_ray.recipes import apply_overrides, build, compare_entries, load_recipe, make_config, to_dict
+from fl_ray.registry import BASES
 
 EXPERIMENTS = Path(__file__).parent.parent.parent / "experiments"
 # Studies of recipes have tests of their own (studies/test_study_files.py).
@@ -92,6 +94,12 @@ def test_an_override_reaches_an_item_of_a_list() -> None:
     for key in ("fleet.tiers.2.cpus", "fleet.tiers.x"):
         with pytest.raises(SettingError, match=r"fleet\.tiers"):
             apply_overrides(recipe, {key: 1})
+
+
+@pytest.mark.parametrize("kind", sorted(BASES))
+def test_a_class_of_ones_own_is_derived_from_its_base(kind: str) -> None:
+    with pytest.raises(SettingError, match=r"fractions:Fraction: it is no [a-z_.]+\.[A-Za-z]+; derive it"):
+        build(kind, Component("fractions:Fraction", {"numerator": 1}))
 
 
 def test_an_override_into_a_value_is_refused() -> None:

@@ -212,6 +212,7 @@ def test_images_of_another_shape_are_refused(small: Callable[..., RunConfig], tm
     ("unfit", "match"),
     [
         ({"kind": "float32"}, r"makes images of .* \(1, 8, 8\) as float32, but the data have \(1, 8, 8\) as uint8"),
+        ({"kind": "nothing"}, r"it makes a NoneType, no array, but the data have \(1, 8, 8\) as uint8"),
         ({"count": 3}, "makes 3 images where block 0 of class 0 has 4; its sampler has to fill a block of block_size"),
     ],
 )

@@ -63,7 +63,7 @@ class RaisingGenerator(SlowGenerator):
 
 
 class UnfitGenerator(FlatGenerator):
-    """A generator whose images are no bytes, or fewer than a block has."""
+    """A generator whose images are no bytes, or fewer than a block has, or none at all."""
 
     def __init__(self, kind: str = "uint8", count: int = 4) -> None:
         super().__init__()
@@ -84,6 +84,8 @@ class _FlatSampler(Sampler):
 
 class _UnfitSampler(_FlatSampler):
     def sample(self, block: Block) -> np.ndarray:
+        if self.generator.kind == "nothing":
+            return None  # a forgotten return
         return super().sample(block)[: self.generator.count].astype(self.generator.kind)
 
 

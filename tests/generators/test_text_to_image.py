@@ -245,6 +245,11 @@ def _no_vocabulary(folder: Path) -> None:
     (folder / "tokenizer" / "tokenizer_config.json").write_text('{"tokenizer_class": "CLIPTokenizer"}')
 
 
+def _other_unet(folder: Path) -> None:
+    config = folder / "unet" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "in_channels": 3}))
+
+
 def _no_config(folder: Path) -> None:
     (folder / "vae" / "config.json").unlink()
 
@@ -259,6 +264,7 @@ def _no_config(folder: Path) -> None:
         (_no_tokenizer, "tokenizer, which its model_index.json names, is not there"),
         (_empty_tokenizer, "tokenizer, which .* is empty"),
         (_no_vocabulary, "tokenizer, which .* has no vocabulary"),
+        (_other_unet, "but its unet takes 3 channels and its vae decodes 4"),
         (_no_config, "vae, which .* has no config.json"),
     ],
 )
