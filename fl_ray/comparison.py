@@ -124,7 +124,8 @@ def run_comparison(comparison: Comparison, output: Path, progress: Progress, job
         jobs: 1: one run after another on the same actors; more: so many at a time, in processes of their own.
 
     Raises:
-        OutputError: ``output`` holds something else, or runs of other settings, or another process is at work in it.
+        OutputError: ``output`` holds something else, or runs of other settings, or another process is at work in it,
+            with whatever seeds: ``jobs`` is for several runs at a time.
         FlRayError: some failed; the others were finished first.
     """
     with at_work(output):
@@ -163,7 +164,9 @@ def _run_open(comparison: Comparison, output: Path, progress: Progress, jobs: in
             tags = _tags(comparison, label)
             runtime = runtimes.of(config)
             try:
-                with at_work(folder):  # ``fl-ray run --resume`` of it may be, too
+                with at_work(folder):  # ``fl-ray run --resume`` of it may be, or have been, too
+                    if RunFolder(folder).finished():
+                        continue
                     resume = goes_on(folder, config)
                     Experiment(config, folder, runtime, progress, label, tags, resume).run()
             except (SettingError, InfeasibleError, TooFewClientsError) as error:  # its own; the others may do better

@@ -51,7 +51,7 @@ def run_at_once(runs: Sequence[PlannedRun], jobs: int, progress: Progress) -> No
             for entry in [entry for entry in running if entry[1].poll() is not None]:
                 running.remove(entry)
                 run, process, began = entry
-                if process.returncode == 0:
+                if process.returncode == 0 or RunFolder(run.folder).finished():  # by ``fl-ray run --resume``
                     accuracy = (RunFolder(run.folder).summary() or {}).get("final_accuracy")
                     minutes = (time.monotonic() - began) / 60
                     progress.message(f"{run.name}: finished after {minutes:.1f} min, accuracy {accuracy:.4f}")

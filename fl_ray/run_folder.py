@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import importlib.metadata
 import json
 import math
@@ -99,7 +100,7 @@ def at_work(path: Path) -> Iterator[None]:
     a killed process is free.
 
     Raises:
-        OutputError: another process is at work in it.
+        OutputError: another process is at work in it, or its file system takes no locks.
     """
     whole = path.resolve()  # "." has no name
     lock = FileLock(whole.parent / f".{whole.name}.lock")
@@ -109,14 +110,18 @@ def at_work(path: Path) -> Iterator[None]:
         raise OutputError(
             f"{path}: another process is at work in this folder; wait for its end, or name another one by --output"
         ) from error
-    except OSError:  # a folder may be writable where the one around it is not, as one that a container is given
-        yield
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise OutputError(f"--output {path}: {error.strerror}; name a folder that can be written") from error
+        yield  # a folder may be writable where the one around it is not, as one that a container is given
         return
     try:
         yield
     finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
+        try:
+            Path(lock.lock_file).unlink(missing_ok=True)
+        finally:
+            lock.release()
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -32,8 +32,7 @@ def run(options: Any, overrides: dict[str, Any]) -> int:
                 raise SettingError(
                     f"--resume goes on with the settings in {options.resume}/config.yaml; leave --{min(overrides)} out"
                 )
-            if RunFolder(output).finished():
-                raise OutputError(f"--resume {options.resume}: the run is finished")
+            _refuse_finished(output, options.resume)
             return _run(config, output, options.resume, resume=True)
     recipe = apply_overrides(load_recipe(options.recipe), overrides)
     if not options.print_config:
@@ -45,6 +44,13 @@ def run(options: Any, overrides: dict[str, Any]) -> int:
     wanted = options.output or default_output(config.name)
     with opened_output(wanted) as output:
         return _run(config, output, str(wanted), resume=False)
+
+
+def _refuse_finished(output: Path, shown: str) -> None:
+    from fl_ray.run_folder import RunFolder
+
+    if RunFolder(output).finished():
+        raise OutputError(f"--resume {shown}: the run is finished")
 
 
 def _run(config: RunConfig, output: Path, shown: str, resume: bool) -> int:
@@ -60,7 +66,9 @@ def _run(config: RunConfig, output: Path, shown: str, resume: bool) -> int:
 
         check(config)
         with at_work(output):
-            if not resume:
+            if resume:
+                _refuse_finished(output, shown)  # by another process meanwhile, perhaps
+            else:
                 new_folder(output)
             summary = Experiment(config, output, runtime, progress, resume=resume).run()
     of = summary.get("accuracy_of")

@@ -1,8 +1,10 @@
 """``fl-ray compare --jobs``: runs in processes of their own give what runs one after another give."""
 
+import contextlib
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,15 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from fl_ray import comparison as comparison_module
+from fl_ray import run_folder
 from fl_ray.comparison import plan_comparison, run_comparison
 from fl_ray.config import RunConfig
 from fl_ray.errors import FlRayError, OutputError, SettingError
 from fl_ray.progress import Progress
-from fl_ray.recipes import to_dict
+from fl_ray.recipes import make_config, to_dict
 from fl_ray.run_folder import RunFolder, at_work
+from tests.conftest import Call
 
 
 @pytest.fixture
@@ -99,3 +104,48 @@ def test_one_process_is_at_work_in_a_folder(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     with at_work(Path("/sys/kernel")), at_work(Path("/sys/kernel")):  # as a container's mount: no lock can be beside it
         pass
+
+
+def test_run_and_its_resumption_are_refused_where_another_process_is_at_work(
+    recipe: dict[str, Any], tmp_path: Path, call: Call
+) -> None:
+    del recipe["compare"]
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    RunFolder(tmp_path / "begun").path.mkdir()
+    RunFolder(tmp_path / "begun").begin(make_config(recipe), "begun", {}, {})
+    for words in (["run", str(tmp_path / "r.yaml"), "--output"], ["run", "--resume"]):
+        folder = tmp_path / ("new" if "--output" in words else "begun")
+        with at_work(folder):
+            called = call(*words, str(folder))
+        assert called.returncode == 2
+        assert f"{folder}: another process is at work" in called.stderr
+    assert not (tmp_path / "new").exists()
+    assert not RunFolder(tmp_path / "begun").finished()
+
+
+def test_what_another_process_finishes_meanwhile_is_not_run_again(
+    recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call
+) -> None:
+    """It has no checkpoint any more: to go on with it would be to begin anew over its results."""
+    comparison = plan_comparison([recipe], {}, [0])
+    run_comparison(comparison, tmp_path / "first", Progress(False))
+    done, folder = (tmp_path / where / "runs" / "two" / "seed0" for where in ("first", "out"))
+    before = (done / "summary.json").read_text()
+
+    @contextlib.contextmanager
+    def after_the_other(path: Path) -> Iterator[None]:
+        if path == folder:
+            shutil.copytree(done, path, dirs_exist_ok=True)
+        with at_work(path):
+            yield
+
+    monkeypatch.setattr(comparison_module, "at_work", after_the_other)
+    run_comparison(comparison, tmp_path / "out", Progress(False))
+    assert (folder / "summary.json").read_text() == before
+    (folder / "summary.json").unlink()
+    monkeypatch.setattr(run_folder, "at_work", after_the_other)
+    called = call("run", "--resume", str(folder))
+    assert called.returncode == 2
+    assert f"--resume {folder}: the run is finished" in called.stderr
+    assert (folder / "summary.json").read_text() == before
+    assert RunFolder(folder).history()

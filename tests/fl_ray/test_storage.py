@@ -29,6 +29,7 @@ def test_what_changes_is_copied_and_what_goes_is_taken_away(address: str, tmp_pa
     (folder / "a.txt").write_text("one")
     (folder / "deep" / "er" / "b.txt").write_text("two")
     (folder / ".c.draft").write_text("half")
+    (folder / ".deep.lock").touch()  # of the process here
     mirror = Mirror(address, folder)
     assert mirror.push() == 2
     assert names(address) == {"a.txt", "deep/er/b.txt"}
