@@ -145,7 +145,6 @@ REGISTRY: dict[str, dict[str, Entry]] = {
 
 BASES = {  # of the components that have one: also of a user's own
     "method": "fl_ray.methods.base:Method",
-    "partition": "fl_ray.data.partitioners:Partitioner",
     "sampling": "fl_ray.sampling.base:ClientSampler",
     "update": "fl_ray.updates:UpdateProcessor",
     "generator": "generators.base:Generator",

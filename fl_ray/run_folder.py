@@ -107,9 +107,12 @@ def at_work(path: Path) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout as error:
-        raise OutputError(
-            f"{path}: another process is at work in this folder; wait for its end, or name another one by --output"
-        ) from error
+        if Path(lock.lock_file).exists():
+            raise OutputError(
+                f"{path}: another process is at work in this folder; wait for its end, or name another one by --output"
+            ) from error
+        yield  # as below, where a file system says "no such file" in place of "not permitted"
+        return
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise OutputError(f"--output {path}: {error.strerror}; name a folder that can be written") from error
