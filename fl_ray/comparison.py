@@ -18,7 +18,7 @@ from fl_ray.experiment import Experiment, check
 from fl_ray.input_files import check_inputs, input_files
 from fl_ray.parallel_runs import PlannedRun, run_at_once
 from fl_ray.progress import Progress
-from fl_ray.recipes import apply_overrides, compare_entries, make_config, to_dict
+from fl_ray.recipes import apply_overrides, compare_entries, flattened, make_config, to_dict
 from fl_ray.run_folder import RunFolder, at_work, new_folder
 from fl_ray.runtime.start import OpenRuntimes
 from fl_ray.summary import aggregate, outcome
@@ -259,16 +259,11 @@ def same_settings(stored: RunConfig, config: RunConfig) -> bool:
     return stored.seed == config.seed and result_settings(stored) == result_settings(config)
 
 
-def differing(own: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
+def differing(own: RunConfig, other: RunConfig) -> list[str]:
     """The names of the settings in which two runs' ``result_settings`` differ."""
-    found: list[str] = []
-    for key in dict.fromkeys([*own, *other]):
-        a, b = own.get(key), other.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += differing(a, b, f"{prefix}{key}.")
-        elif a != b:
-            found.append(f"{prefix}{key}")
-    return found
+    a, b = (dict(flattened(result_settings(config))) for config in (own, other))
+    missing = object()
+    return [key for key in dict.fromkeys([*a, *b]) if a.get(key, missing) != b.get(key, missing)]
 
 
 def _is_done(output: Path, label: str, config: RunConfig) -> bool:

@@ -21,6 +21,7 @@ __all__ = [
     "apply_overrides",
     "build",
     "compare_entries",
+    "flattened",
     "load_recipe",
     "make_component",
     "make_config",
@@ -93,7 +94,7 @@ def apply_overrides(recipe: Mapping[str, Any], overrides: Mapping[str, Any]) -> 
     ``data.clients``, ``data.partition.min_samples`` or ``generator.pool``): overriding ``method.name`` alone is enough.
     """
     result = copy.deepcopy(dict(recipe))
-    flat = dict(_flatten(overrides))
+    flat = dict(flattened(overrides))
     for key in sorted(flat, key=lambda key: key.split(".")[-1] != "name"):  # names first: they may clear a section
         *path, last = key.split(".")
         section = result
@@ -136,10 +137,11 @@ def _own_keys(kind: str) -> set[str]:
     return {"name", "min_samples"} if kind == "partition" else {"name"}
 
 
-def _flatten(overrides: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in overrides.items():
+def flattened(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Settings by dotted name; an empty section is a value."""
+    for key, value in settings.items():
         if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flattened(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

@@ -143,7 +143,7 @@ REGISTRY: dict[str, dict[str, Entry]] = {
 }
 
 
-BASES = {  # of the components that have one: also of a user's own
+BASES = {  # what components of these kinds derive from, a user's own, too
     "method": "fl_ray.methods.base:Method",
     "sampling": "fl_ray.sampling.base:ClientSampler",
     "update": "fl_ray.updates:UpdateProcessor",

@@ -102,29 +102,36 @@ def at_work(path: Path) -> Iterator[None]:
     Raises:
         OutputError: another process is at work in it, or its file system takes no locks.
     """
+    lock = _lock_beside(path)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            try:
+                Path(lock.lock_file).unlink(missing_ok=True)
+            finally:
+                lock.release()
+
+
+def _lock_beside(path: Path) -> FileLock | None:
+    """An acquired lock; None where no file can be beside the folder: it may be writable where the one around it is not,
+    as one that a container is given.
+    """
     whole = path.resolve()  # "." has no name
     lock = FileLock(whole.parent / f".{whole.name}.lock")
     try:
         lock.acquire(blocking=False)
     except Timeout as error:
-        if Path(lock.lock_file).exists():
-            raise OutputError(
-                f"{path}: another process is at work in this folder; wait for its end, or name another one by --output"
-            ) from error
-        yield  # as below, where a file system says "no such file" in place of "not permitted"
-        return
+        if not Path(lock.lock_file).exists():  # nobody's: a file system said "no such file" in place of "not permitted"
+            return None
+        raise OutputError(
+            f"{path}: another process is at work in this folder; wait for its end, or name another one by --output"
+        ) from error
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise OutputError(f"--output {path}: {error.strerror}; name a folder that can be written") from error
-        yield  # a folder may be writable where the one around it is not, as one that a container is given
-        return
-    try:
-        yield
-    finally:
-        try:
-            Path(lock.lock_file).unlink(missing_ok=True)
-        finally:
-            lock.release()
+        return None
+    return lock
 
 
 def write_json(path: Path, content: Any) -> None:

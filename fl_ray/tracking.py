@@ -14,7 +14,7 @@ import torch
 
 from fl_ray.config import RunConfig
 from fl_ray.data.parts import FederatedData, digest
-from fl_ray.recipes import to_dict
+from fl_ray.recipes import flattened, to_dict
 from fl_ray.tracking_store import prepare_store
 
 __all__ = ["Tracker", "log_model"]
@@ -22,16 +22,6 @@ __all__ = ["Tracker", "log_model"]
 FLUSH_S = 2.0
 FLUSH_ROWS = 50
 _PARAM_LENGTH = 500
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = str(value)[:_PARAM_LENGTH]
-    return flat
 
 
 def log_model(module: torch.nn.Module, example: np.ndarray, registered_as: str | None) -> None:
@@ -91,7 +81,8 @@ class Tracker:
         self._thread.start()
         if run_id is None:
             resolved = {key: value for key, value in to_dict(config).items() if key != "compare"}
-            self._queue.put(lambda: mlflow.log_params(_flat(resolved)))
+            params = {key: str(value)[:_PARAM_LENGTH] for key, value in flattened(resolved)}
+            self._queue.put(lambda: mlflow.log_params(params))
 
     def round(self, row: Mapping[str, Any]) -> None:
         """Log a row of the history, at some later moment."""

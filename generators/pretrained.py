@@ -131,8 +131,8 @@ class PretrainedGenerator(Generator):
         decodes = self.config(weights, "vae/config.json").get("latent_channels")
         if None not in (takes, decodes) and takes != decodes:
             raise ValueError(
-                f"model is {self.model}, but its unet takes {takes} channels and its vae decodes {decodes}; take parts "
-                "of one pipeline, that makes images from text or classes alone"
+                f"model is {self.model}, but its unet takes {takes} channels and its vae decodes {decodes}; take the "
+                "parts of one pipeline, one that makes images from text or classes alone"
             )
 
     def check(self, weights: Path, classes: list[str]) -> None:
