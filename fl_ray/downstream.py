@@ -138,7 +138,8 @@ def _gains(
 
 
 def rank_correlations(rows: Sequence[Mapping[str, Any]], targets: Sequence[float]) -> list[dict[str, Any]]:
-    """Spearman's rank correlation of each measure of quality with each gain, over the labels of a group.
+    """Spearman's rank correlation of each measure of quality with each gain, over the labels of a group. Groups of
+    fewer than three labels have none.
 
     Returns:
         Rows of ``group``, ``measure``, ``gain`` (its column), ``levels`` (labels that have both) and ``spearman``: None
@@ -148,6 +149,8 @@ def rank_correlations(rows: Sequence[Mapping[str, Any]], targets: Sequence[float
     found = []
     for group in sorted({row["group"] for row in rows if row["group"] is not None}):
         members = [row for row in rows if row["group"] == group]
+        if len(members) < _LEAST:
+            continue
         for name in QUALITY:
             for gain in gains if any(name in row for row in members) else []:
                 pairs = [(row.get(name), row[gain]) for row in members]

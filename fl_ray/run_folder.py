@@ -96,8 +96,8 @@ def filled_folder(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def at_work(path: Path) -> Iterator[None]:
-    """For the one process at a time that writes into a run's or a comparison's folder, by a lock beside it. The lock of
-    a killed process is free.
+    """For the one process at a time that writes into the folder of a run, a comparison or a study, by a lock beside it.
+    The lock of a killed process is free.
 
     Raises:
         OutputError: another process is at work in it, or its file system takes no locks.

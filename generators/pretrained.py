@@ -208,8 +208,9 @@ class PretrainedGenerator(Generator):
             raise ValueError(
                 f"model is {self.model}: there is no folder {Path(self.model).absolute()}, the hub's cache "
                 f"{constants.HF_HUB_CACHE} does not hold its weights, and they can't be downloaded "
-                f"({' '.join(str(error).split())}). HF_HUB_OFFLINE is {offline}. Fetch them on a machine with access "
-                f"(hf download {self.model}) and set HF_HOME to that cache, or set model to a folder"
+                f"({' '.join(str(error).split())}). HF_HUB_OFFLINE is {offline}. Correct the folder's name; or, of an "
+                f"id on the hub, fetch the weights on a machine with access (hf download {self.model}) and set HF_HOME "
+                "to that cache"
             ) from error
 
 

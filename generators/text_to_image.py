@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
@@ -115,8 +116,18 @@ class TextToImage(PretrainedGenerator):
             return {}
         return {"safety_checker": None, "requires_safety_checker": False}
 
-    def sampler(self, pipeline: DiffusionPipeline, classes: list[str], shape: tuple[int, int, int]) -> Sampler:
-        kind, known = type(pipeline).__name__, inspect.signature(type(pipeline).__call__).parameters
+    def check(self, weights: Path, classes: list[str]) -> None:
+        kind = getattr(diffusers, str(self.config(weights, "model_index.json").get("_class_name")), None)
+        if kind is not None:  # a pipeline of the folder's own shows when it is loaded
+            self._arguments(kind)
+
+    def _arguments(self, kind: type[DiffusionPipeline]) -> dict[str, Any]:
+        """What a pipeline is called with beside prompts, as far as it is the same for all blocks.
+
+        Raises:
+            ValueError: this kind of pipeline takes no such argument.
+        """
+        known = inspect.signature(kind.__call__).parameters
         options: dict[str, Any] = {"num_inference_steps": self.steps, "guidance_scale": self.guidance}
         if self.size is not None:
             options |= {"height": self.size, "width": self.size}
@@ -127,8 +138,12 @@ class TextToImage(PretrainedGenerator):
             if argument not in known:
                 setting = settings.get(argument, argument)
                 raise ValueError(
-                    f"{kind} of {self.model} takes no {argument} ({setting}); use a text-to-image pipeline"
+                    f"{kind.__name__} of {self.model} takes no {argument} ({setting}); use a text-to-image pipeline"
                 )
+        return options
+
+    def sampler(self, pipeline: DiffusionPipeline, classes: list[str], shape: tuple[int, int, int]) -> Sampler:
+        options = self._arguments(type(pipeline))
         self.add_lora(pipeline)
         return _TextSampler(self, pipeline, classes, shape, options)
 

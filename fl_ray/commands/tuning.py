@@ -32,6 +32,7 @@ def tune(options: Any, overrides: dict[str, Any]) -> int:
         if options.print_config:
             print_config(study.base())
             return 0
+    from fl_ray.run_folder import at_work
     from fl_ray.storage import opened_output
     from fl_ray.studies.run_study import begin_study, resume_study
 
@@ -39,13 +40,14 @@ def tune(options: Any, overrides: dict[str, Any]) -> int:
     with opened_output(wanted) as opened:
         output = opened.resolve()  # Ray Tune takes no relative path, and trials may run elsewhere
         resumed = options.resume is not None
-        study = resume_study(output, options.trials) if resumed else begin_study(study, output)
-        try:
-            return _tune(study, output, str(wanted))
-        except PlacementError:
-            if not resumed:  # it does not fit, and has no trial: another study may have the folder
-                shutil.rmtree(output)
-            raise
+        with at_work(output):
+            study = resume_study(output, options.trials) if resumed else begin_study(study, output)
+            try:
+                return _tune(study, output, str(wanted))
+            except PlacementError:
+                if not resumed:  # it does not fit, and has no trial: another study may have the folder
+                    shutil.rmtree(output)
+                raise
 
 
 def _tune(study: Study, output: Path, shown: str) -> int:

@@ -38,6 +38,7 @@ def test_against_ranks_by_hand() -> None:
 
 
 def test_what_is_missing_is_left_out_and_few_give_nothing() -> None:
+    assert rank_correlations(rows([0.1, 0.2], fid=[3.0, 2.0]), []) == []
     entry, _ = rank_correlations(rows([0.1, 0.2, 0.3], clip_score=[1.0, None, 3.0]), [])
     assert (entry["levels"], entry["spearman"]) == (2, None)
     saved = [{**row, "rounds_saved_to_0.5_mean": n} for n, row in enumerate(rows([0.1, 0.2, 0.3], fid=[3.0, 2.0, 1.0]))]

@@ -23,7 +23,7 @@ from fl_ray.errors import PlacementError
 from fl_ray.experiment import Experiment
 from fl_ray.progress import Progress
 from fl_ray.report.study_report import study_report
-from fl_ray.run_folder import RunFolder
+from fl_ray.run_folder import RunFolder, at_work
 from fl_ray.runtime.start import open_runtime
 from fl_ray.studies.metrics import measure
 from fl_ray.studies.objectives import RunObjective
@@ -240,6 +240,19 @@ def test_a_study_that_does_not_fit_leaves_its_folder_to_another(ray_session: Non
     (tmp_path / "out" / "report.html").unlink()
     assert call("report", "out").returncode == 0
     assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_a_study_is_refused_where_another_process_is_at_work(tmp_path: Path, call: Call) -> None:
+    """Neither begun nor gone on with: two journals of one study would be one too many."""
+    _, begun_before = begun(tmp_path)
+    new = tmp_path / "new"
+    for words, folder in (([str(study_file(tmp_path)), "--output"], new), (["--resume"], begun_before)):
+        with at_work(folder):
+            called = call("tune", *words, str(folder))
+        assert called.returncode == 2
+        assert f"{folder}: another process is at work" in called.stderr
+    assert not new.exists()
+    assert not all_trials(begun_before)
 
 
 def test_targets_that_seeds_missed_are_told(tmp_path: Path) -> None:
