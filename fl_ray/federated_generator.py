@@ -73,7 +73,9 @@ def recipe_synthesis(
 class ClientsTrainGenerator:
     """FedAvg of a generator's LightningModule over the run's clients, for a ``TrainedGenerator``.
 
-    The module sees images scaled to [0, 1]. Its rounds are on the run's virtual clock, before the run's own.
+    The module sees images scaled to [0, 1]. Its rounds are on the run's virtual clock, before the run's own, and have
+    the run's keys: cohorts, dropouts, and each client's share of its images and their order, are those of the run's own
+    rounds of the same number.
     """
 
     config: RunConfig

@@ -90,6 +90,13 @@ class ClassConditionalPipeline(DiffusionPipeline):
         return free + guidance * (conditional - free)
 
 
+def _steps_fit(trained: int, steps: int) -> bool:
+    """Whether the schedulers' "trailing" spacing has as many steps. By rounding it may have one more, at -1, for which
+    they read the noise of the last.
+    """
+    return len(np.arange(trained, 0, -trained / steps)) == steps
+
+
 class PixelDenoiser:
     """A class-conditional pipeline as ``generators.guidance`` samples with it; mixed precision as for plain samples."""
 
@@ -115,7 +122,8 @@ class DiffusionGenerator(Generator):
         widths: UNet channels per resolution; default: by the images' size, see ``default_widths``.
         layers: ResNet blocks per resolution.
         train_steps: optimiser steps of pre-training.
-        batch_size, lr, label_dropout, ema: of pre-training (Adam, cosine fall; ema: decay of the averaged weights).
+        batch_size, lr, label_dropout, ema: of pre-training (Adam, cosine fall; ema: decay of the averaged weights, at
+            step s at most (1 + s) / (10 + s), which is 0.99 from step 890 on).
         diffusion_steps: length of the noising process.
         train_seed: of pre-training; independent of a run's seed, so that one generator serves all seeds.
         sampler: ``ddim`` (arXiv 2010.02502), ``ddpm`` (arXiv 2006.11239: noise in every step, best with many) or
@@ -160,6 +168,13 @@ class DiffusionGenerator(Generator):
             raise ValueError(
                 f"steps is {steps}, but ddim's steps are even, so that it must divide diffusion_steps "
                 f"({diffusion_steps}), as 20 or 50 divide 1000; take such a number, or sampler dpmpp"
+            )
+        if not _steps_fit(diffusion_steps, steps):
+            near = [n for n in range(1, diffusion_steps + 1) if _steps_fit(diffusion_steps, n)]
+            below, above = max(n for n in near if n < steps), min(n for n in near if n > steps)
+            raise ValueError(
+                f"steps is {steps}, but diffusers rounds that many steps of {diffusion_steps} (diffusion_steps) to one "
+                f"too many; take {below} or {above}"
             )
         if label_dropout == 0 and guidance != 1.0:
             raise ValueError(

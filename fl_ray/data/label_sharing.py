@@ -38,8 +38,9 @@ class SharedLabels:
       sums a client's size, which is told besides for FedAvg's shares, is spread evenly over the classes that it has.
     - ``noisy``: ``add_laplace`` of the counts, drawn by key; 8 bytes a class. A client shares once, and all that
       follows is made of that one answer, so ``epsilon`` is what a client has spent in the whole run, whatever its
-      rounds. It covers these statistics alone: sizes (FedAvg's rho_n) and updates are sent as always. The noise is
-      simulated: who knows the run's seed can take it off again.
+      rounds; answers of runs with another seed or ``epsilon`` are further answers, and what they spend adds up. It
+      covers these statistics alone: sizes (FedAvg's rho_n) and updates are sent as always. The noise is simulated: who
+      knows the run's seed can take it off again.
 
     What is negative is set to zero where a client's counts are looked at by themselves, and of sums only after they are
     taken: clipped before, each absent class of each client would add half the noise's scale.
@@ -67,8 +68,10 @@ class SharedLabels:
         if self.level == "presence":
             return (counts > 0).astype(np.int64)
         if self.level == "noisy":
+            # By epsilon, too: of the same draws at two scales the counts themselves could be told.
+            purpose = f"label_sharing/{float(self.epsilon)!r}"
             for place, client in enumerate(clients):
-                rng = numpy_generator(self.seed, "label_sharing", int(client))
+                rng = numpy_generator(self.seed, purpose, int(client))
                 counts[place] = add_laplace(counts[place], self.epsilon, rng)
         return counts
 

@@ -24,6 +24,7 @@ from fl_ray.methods.base import require_counts
 from fl_ray.methods.fedavg import FedAvg
 from fl_ray.methods.kappa import KappaPolicy, kappa_by_accuracy, kappa_by_decay, kappa_by_emd, kappa_by_loss
 from fl_ray.runtime.base import Pending, RoundResult
+from generators.stored import StoredGenerator
 
 __all__ = ["GenFL"]
 
@@ -113,6 +114,11 @@ class GenFL(FedAvg):
                 raise SettingError(
                     f"method.kappa_policy is {self.kappa_policy}, but data.public_fraction is 0, so the server has no "
                     "images to test on; raise it, or take another policy"
+                )
+            if isinstance(run.synthesis.generator, StoredGenerator) and run.synthesis.generator.learns_from == "public":
+                raise SettingError(
+                    f"method.kappa_policy is {self.kappa_policy}, which tests on the public images, but the augmented "
+                    "model trains on these themselves (generator.part is public); take part reserve, or another policy"
                 )
             self._held_out = run.runtime.put(run.data.public_images, run.data.public_labels)
 

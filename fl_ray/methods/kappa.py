@@ -15,7 +15,8 @@ KappaPolicy = Literal["static", "emd", "heldout_accuracy", "heldout_loss", "deca
 
 
 def kappa_by_emd(shares: np.ndarray, distances: np.ndarray, most: float) -> float:
-    """min(most, 1/2 sum_n rho_n EMD_n): 0 (FedAvg) where all clients have the global label distribution.
+    """min(most, 1/2 sum_n rho_n EMD_n): 0 (FedAvg) where all clients have the global label distribution. Of noisy
+    counts the distances, and with them kappa2, come out too large: noise makes alike clients differ.
 
     Args:
         shares: rho_n of the round's clients, which add up to 1.

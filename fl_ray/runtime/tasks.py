@@ -142,7 +142,7 @@ class ClientRecord:
     """What a client reports of a round.
 
     Attributes:
-        train_loss: mean over its samples and epochs.
+        train_loss: mean of the module's loss over its samples and epochs (a CVAE's is a sum over the batch).
         started, ended: wall clock, Unix seconds.
         left_out: why its update is not in the sum, or None.
         raised: the error that its training raised the first time, or None.

@@ -186,3 +186,19 @@ def test_held_out_policies_need_public_images(run_small: Run) -> None:
     settings = {"method__name": "genfl", "generator": {"name": "tests.generators.own:UntaughtGenerator"}}
     with pytest.raises(SettingError, match=r"kappa_policy is heldout_loss.*public_fraction is 0"):
         run_small(**settings, data__public_fraction=0.0, method__kappa_policy="heldout_loss")
+
+
+def test_held_out_policies_do_not_test_on_what_the_augmented_model_trains_on(run_small: Run) -> None:
+    given_out = {"name": "real", "part": "public", "block_size": 2}
+    settings = {
+        "method__name": "genfl",
+        "generator": given_out,
+        "method__max_images": 10,
+        "method__images_per_round": 5,
+    }
+    settings |= {"method__class_choice": "uniform", "data__public_fraction": 0.2, "rounds": 1}
+    with pytest.raises(
+        SettingError, match=r"kappa_policy is heldout_loss.*generator.part is public.*take part reserve"
+    ):
+        run_small(**settings, method__kappa_policy="heldout_loss")
+    run_small(**settings)

@@ -82,14 +82,19 @@ def test_noise_is_clipped_and_drawn_once(data: FederatedData) -> None:
     assert (noisy.of(np.array([5, 2])) == first[[5, 2]]).all()  # whoever is asked for with it, and however often
     assert (shared(data, "noisy", 0.1, seed=1).of(EVERYBODY) != first).any()
     # Sums are clipped when they are taken: an absent class adds noise of mean zero, not half its scale.
-    raw = np.stack(
-        [add_laplace(row, 0.1, numpy_generator(0, "label_sharing", n)) for n, row in enumerate(data.counts())]
-    )
+    keys = [numpy_generator(0, "label_sharing/0.1", client) for client in EVERYBODY]
+    raw = np.stack([add_laplace(row, 0.1, rng) for row, rng in zip(data.counts(), keys, strict=True)])
     assert raw.min() < 0
     assert (noisy.overall == np.maximum(0, raw.sum(axis=0))).all()
     assert (noisy.total(np.array([5, 2])) == np.maximum(0, raw[[5, 2]].sum(axis=0))).all()
     near = shared(data, "noisy", epsilon=1e6).of(EVERYBODY)
     assert (near == data.counts()).all()
+
+
+def test_answers_of_two_budgets_do_not_tell_the_counts(data: FederatedData) -> None:
+    """Of the same draws at scales 2/e and 20/e, the counts would be (10 a - b) / 9."""
+    once, more = (shared(data, "noisy", epsilon)._told(EVERYBODY) for epsilon in (1.0, 0.1))
+    assert (np.rint((10 * once - more) / 9) == data.counts()).mean() < 0.25
 
 
 def test_a_run_uses_and_reports_what_was_shared(run_small: Run) -> None:

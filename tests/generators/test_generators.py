@@ -1,13 +1,21 @@
 """The diffusion generator: what it learns, its steps against closed forms, its pipeline folder, wrong input."""
 
 import itertools
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, UNet2DModel
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    SchedulerMixin,
+    UNet2DModel,
+)
 
 from generators.base import Block, TrainingImages, block_seed
 from generators.diffusion import ClassConditionalPipeline, DiffusionGenerator
@@ -289,6 +297,22 @@ def test_channels_that_no_data_have_are_refused(channels: int) -> None:
 def test_bad_settings_are_refused(bad: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         DiffusionGenerator(**bad)
+
+
+@pytest.mark.parametrize("kind", [DDPMScheduler, DPMSolverMultistepScheduler])
+def test_counts_of_steps_that_the_schedulers_round_to_one_more_are_refused(kind: type[SchedulerMixin]) -> None:
+    """That one would be at -1, where they read the noise of the last step, and the image is lost."""
+    refused = []
+    for steps in range(1, 101):
+        scheduler = kind(num_train_timesteps=100, timestep_spacing="trailing")
+        scheduler.set_timesteps(steps)
+        whole = len(scheduler.timesteps) == steps and scheduler.timesteps.min() >= 0
+        with nullcontext() if whole else pytest.raises(ValueError, match=f"steps is {steps}, .*; take"):
+            DiffusionGenerator(diffusion_steps=100, steps=steps)
+        refused += [] if whole else [steps]
+    assert refused == [29, 31, 58, 62, 97]
+    with pytest.raises(ValueError, match=r"steps is 121, but .* take 120 or 123"):
+        DiffusionGenerator(steps=121)
 
 
 def test_an_unknown_class_is_refused(folder: Path) -> None:
