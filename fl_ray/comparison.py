@@ -253,15 +253,17 @@ def _with_defaults(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def same_settings(stored: RunConfig, config: RunConfig) -> bool:
-    """Whether a folder's resolved settings are those of a run; ``auto`` was resolved when it began."""
+    """Whether a folder's resolved settings are those of a run."""
+    return stored.seed == config.seed and not differing(stored, config)
+
+
+def differing(stored: RunConfig, config: RunConfig) -> list[str]:
+    """The names of the settings that decide results, but for the seed, in which a folder's resolved ones differ from
+    those of a run; ``auto`` was resolved when it began.
+    """
     if config.runtime.training_path == "auto":
         stored = replace(stored, runtime=replace(stored.runtime, training_path="auto"))
-    return stored.seed == config.seed and result_settings(stored) == result_settings(config)
-
-
-def differing(own: RunConfig, other: RunConfig) -> list[str]:
-    """The names of the settings in which two runs' ``result_settings`` differ."""
-    a, b = (dict(flattened(result_settings(config))) for config in (own, other))
+    a, b = (dict(flattened(result_settings(each))) for each in (stored, config))
     missing = object()
     return [key for key in dict.fromkeys([*a, *b]) if a.get(key, missing) != b.get(key, missing)]
 

@@ -75,7 +75,7 @@ def gains_of_runs(
         if not runs or others:
             what = f"no finished run with a seed of {baseline}"
             if others:
-                what = f"other settings than the recipe's ({', '.join(differing(config, others[0]))})"
+                what = f"other settings than the recipe's ({', '.join(differing(others[0], config))})"
             raise OutputError(
                 f"--runs {where}: {what} for the label {label!r}; give the recipe and the overrides that fl-ray "
                 "compare was given, and let it come to its end"

@@ -97,7 +97,10 @@ class FinishedRun:
         """
         config, method = self.config, self.method
         if not isinstance(method, FedLMG) or not uploads:
-            raise SettingError(f"method {config.method.name} has no images that clients have guided")
+            raise SettingError(
+                f"method {config.method.name} has no images that clients have guided; what a recipe's generator makes "
+                f"is measured by fl-ray quality RECIPE, as {self.folder.path / 'config.yaml'} is one"
+            )
         method.uploads = {client: WeightLayout(module).read().numpy() for client, module in uploads.items()}
         with open_runtime(config, progress) as runtime:
             synthesis = recipe_synthesis(config, self.data, runtime, progress, self.sampled_on)

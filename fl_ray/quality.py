@@ -188,7 +188,8 @@ def _distinct(
             if getattr(config, section) != getattr(first, section):
                 raise SettingError(
                     f"compare: {first_label!r} and {label!r} differ in {section!r} as well as in their images, so "
-                    "these can't be measured alike; leave one of them out of the list"
+                    "these can't be measured alike; leave one of them out of the list, or give --compare '[]' for the "
+                    "recipe's own generator alone"
                 )
         synthesis = recipe_synthesis(config, own, runtime, progress)
         key = repr(synthesis.keys())

@@ -285,6 +285,8 @@ def build(kind: str, component: cfg.Component, **injected: Any) -> Any:
     """
     target = resolve_name(kind, component.name)
     known = _parameters(target)
+    if kind in BASES and inspect.isfunction(target):
+        raise _no_component(kind, component.name)
     arguments = {key: value for key, value in injected.items() if key in known}
     ours = {"start"} - known if kind == "model" else set()
     settings = {key: value for key, value in component.settings.items() if key not in ours}
@@ -294,10 +296,14 @@ def build(kind: str, component: cfg.Component, **injected: Any) -> Any:
         raise
     except (ValueError, TypeError) as error:
         raise SettingError(f"{_LABELS.get(kind, kind)} {component.name}: {error}") from error
-    if kind in BASES and not isinstance(made, base := import_target(BASES[kind])):
-        what = f"{base.__module__}.{base.__name__}"
-        raise SettingError(f"{_LABELS.get(kind, kind)} {component.name}: it is no {what}; derive it from that class")
+    if kind in BASES and not isinstance(made, import_target(BASES[kind])):
+        raise _no_component(kind, component.name)
     return made
+
+
+def _no_component(kind: str, name: str) -> SettingError:
+    what = BASES[kind].replace(":", ".")
+    return SettingError(f"{_LABELS.get(kind, kind)} {name}: it is no {what}; derive it from that class")
 
 
 def _parameters(target: Callable[..., Any]) -> set[str]:

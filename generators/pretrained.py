@@ -111,6 +111,11 @@ class PretrainedGenerator(Generator):
         without them and fail later, and loading gigabytes to find out takes its time.
         """
         index, given = self.config(weights, "model_index.json"), self.components(weights)
+        if "_class_name" not in index:
+            raise ValueError(
+                f"model is {self.model}, but {weights / 'model_index.json'} names no pipeline (_class_name); complete "
+                "the folder, or name another model"
+            )
         for name, kind in index.items():
             is_part = isinstance(kind, list) and len(kind) == 2 and all(isinstance(word, str) for word in kind)
             if not is_part or name in given:
@@ -181,6 +186,9 @@ class PretrainedGenerator(Generator):
                 f"model is {self.model}, but {weights} can't be loaded as a diffusers pipeline with safetensors "
                 f"({' '.join(str(error).split())}); complete the folder, or name another model"
             ) from error
+        most = pipeline.scheduler.config.get("num_train_timesteps")
+        if most is not None and self.steps > most:  # not all schedulers refuse: some repeat steps, or begin at the last
+            raise ValueError(f"steps is {self.steps}, but it can't exceed the {most} steps of {self.model}'s scheduler")
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(device)
 
@@ -192,7 +200,10 @@ class PretrainedGenerator(Generator):
         except FileNotFoundError:
             return self._fetch(snapshot_download, **index).name
         except ValueError as error:  # HFValidationError: this can be no id
-            raise ValueError(f"model is {self.model}, which is neither a folder nor an id on the hub") from error
+            raise ValueError(
+                f"model is {self.model}, which is neither a folder nor an id on the hub; "
+                "give the folder of a diffusers pipeline, or an id as owner/name"
+            ) from error
 
     def _folder(self) -> Path:
         """The folder with the weights; what the hub's cache lacks of them is downloaded."""

@@ -52,6 +52,11 @@ def generate(options: Any, overrides: dict[str, Any]) -> int:
 
     output = Path(options.output) if options.output else default_output(f"{config.name}-images")
     with _opened(config, Progress()) as synthesis:
+        if not synthesis.generator.knows_classes:
+            raise SettingError(
+                f"generator {config.generator.name} knows no classes with these settings, so there are no images of "
+                "each to write; take another one, or (diffusion) set guidance above 0"
+            )
         count = export_images(synthesis, options.per_class, seed, output)
     print(f"images: {count} in {output}\nmanifest: {output / 'manifest.csv'}")
     return 0

@@ -74,7 +74,10 @@ class GenFL(FedAvg):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} is {value}, but it must be in [0, 1], with kappa1 + kappa2 = 1")
         if abs(kappa1 + kappa2 - 1) > 1e-6:
-            raise ValueError(f"kappa1 + kappa2 is {kappa1 + kappa2:g} ({kappa1} + {kappa2}), but it must be 1")
+            raise ValueError(
+                f"kappa1 + kappa2 is {kappa1 + kappa2:g} ({kappa1} + {kappa2}), but it must be 1; set "
+                f"kappa1 to {1 - kappa2:g} or to null"
+            )
         for name, value in {"kappa_max": kappa_max, "kappa_decay": kappa_decay}.items():
             if not 0 < value <= 1:
                 raise ValueError(f"{name} is {value}, but it must be in (0, 1]")

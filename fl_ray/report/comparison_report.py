@@ -138,7 +138,11 @@ def _accuracy_notes(by_label: Mapping[str, Sequence[RunFolder]]) -> str:
         for of in dict.fromkeys(folder.summary().get("accuracy_of") for folder in members):
             if of:
                 found.setdefault(of, []).append(label)
-    return "".join(f" Accuracy of {', '.join(labels)}: on {of}." for of, labels in found.items())
+    notes = [f" Accuracy of {', '.join(labels)}: on {of}." for of, labels in found.items()]
+    summaries = [folder.summary() for members in by_label.values() for folder in members]
+    if notes and any("pretrained_accuracy" in summary for summary in summaries):
+        notes.append(" After pre-training: on the test part.")
+    return "".join(notes)
 
 
 def comparison_report(output: Path, folders: Sequence[RunFolder], baseline: str | None = None) -> tuple[Table, str]:

@@ -42,6 +42,10 @@ _NOTES = (
     "trained on the public ones. Training: when the generator was made, on whatever machine that was; sampling: "
     "measured now, by the whole pool."
 )
+_RANKS = (
+    "Spearman's rank correlation with each gain, and over how many generators it was taken (at least three). Over so "
+    "few, even a large one may be chance, and values that differ by less than their error have ranks all the same."
+)
 _BY_CLIENT = (
     " A client's images are measured against test images of its domains and classes: compare them with the row of its "
     "own real images, not with other clients'. They are all that it has guided, accepted or not."
@@ -106,7 +110,8 @@ def downstream_report(output: Path, rows: Sequence[Mapping[str, Any]], targets: 
     correlations = rank_correlations(rows, targets)
     write_comparison_csv(correlations, output / "correlations.csv")
     table, ranks = _downstream_table(rows, targets), _correlation_table(rows, correlations)
-    (output / "downstream.md").write_text(f"{markdown_table(*table)}\n{markdown_table(*ranks)}", encoding="utf-8")
+    shown = [table, ranks] if correlations else [table]
+    (output / "downstream.md").write_text("\n".join(markdown_table(*each) for each in shown), encoding="utf-8")
     members = [row for row in rows if row["group"] is not None]
     drawn = gain_figure(
         [row["label"] for row in members],
@@ -124,10 +129,7 @@ def downstream_report(output: Path, rows: Sequence[Mapping[str, Any]], targets: 
         html.figure(
             save_svg(output, "gain", drawn), "Gain over FedAvg against each measure; bars: one standard deviation."
         ),
-        html.table(*ranks),
-        '<p class="note">Spearman\'s rank correlation with each gain, and over how many generators it was taken (at '
-        "least three). Over so few, even a large one may be chance, and values that differ by less than their error "
-        "have ranks all the same.</p>",
+        *([html.table(*ranks), f'<p class="note">{_RANKS}</p>'] if correlations else []),
     )
     return section, table
 

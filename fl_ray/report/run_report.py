@@ -85,9 +85,18 @@ def _outcome(summary: dict[str, Any]) -> str:
         spread = f"{_percent(found['mean'])}, worst tenth {_percent(found['worst_decile'])}"
         rows.append([f"mean accuracy on {found['clients']} clients' own held-out images", spread])
     rows += [[title, text] for title, text in method_results(summary)]
+    if summary.get("synthetic_images"):
+        rows.append(["synthetic images by class", ", ".join(f"{count:,}" for count in summary["synthetic_images"])])
+    if summary.get("kappa2"):
+        rows.append(["κ2, weight of the augmented model", _range(summary["kappa2"])])
     if summary.get("label_sharing"):
         rows.append(["label statistics that a client shared", _shared(summary["label_sharing"])])
     return html.section("Result", html.table(["", "value"], rows))
+
+
+def _range(values: Sequence[float]) -> str:
+    least, most = (f"{value:.3g}" for value in (min(values), max(values)))
+    return least if least == most else f"{least} to {most}, {values[-1]:.3g} in the last round"
 
 
 def _shared(note: dict[str, Any]) -> str:

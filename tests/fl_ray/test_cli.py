@@ -218,7 +218,7 @@ def test_partition_shows_table_and_figure(recipe: Path, tmp_path: Path, call: Ca
         (("run", "small.yaml", "--data.name", "mnist", "--data.root", "nowhere"), "--data.download true"),
         (("run", "small.yaml", "--seed"), "--seed needs a value"),
         (("run",), "takes a recipe"),
-        (("report", "nothing"), "neither a run's folder"),
+        (("report", "nothing"), "nothing: there is no such folder"),
         (("run", "small.yaml", "--output", "/proc/nowhere"), "--output /proc/nowhere"),
         (("compare", "small.yaml", "--seeds", "1", "1"), "each seed once"),
         (("run", "small.yaml", "--roundss", "3"), "Did you mean 'rounds'"),

@@ -85,7 +85,7 @@ def test_a_comparison_says_what_an_accuracy_is_of_and_whose_images_are_shown(
     old.write_text(json.dumps({k: v for k, v in json.loads(old.read_text()).items() if k != "clean_accuracy"}))
     (columns, cells), legend = comparison_report(tmp_path, folders)
     of = "Accuracy of Delft, Delft again: on the clients' own training images, every client alike."
-    assert legend.endswith(of)
+    assert legend.endswith(f"{of} After pre-training: on the test part.")
     shown = [line[columns.index("test accuracy, clean [%]")] for line in cells]
     assert shown[0] == "–"
     assert shown[1].endswith(" (1 of 2)")

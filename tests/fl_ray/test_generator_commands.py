@@ -204,6 +204,7 @@ def test_a_refused_generate_leaves_no_folder_that_refuses_the_next(recipe: Path,
         (("pretrain", "small.yaml", "--generator.widths", "[8, 8, 8, 8, 8]"), "not divisible"),
         (("pretrain", "plain.yaml"), "plain.yaml has no generator"),
         (("pretrain", "small.yaml", "--generator.name", "dit"), "generator.*model"),
+        (("generate", "small.yaml", "--per_class", "1", "--generator.guidance", "0"), "diffusion knows no classes"),
         (
             (
                 "generate",

@@ -128,7 +128,10 @@ def test_decay_falls_and_is_shown_and_tracked(run_small: Run, tmp_path: Path, mo
     settings = GENFL | POLICIES["decay"] | {"method__kappa2": 0.8, "method__kappa_floor": 0.3}
     experiment, summary = run_small(**settings, tracking__enabled=True, tracking__uri=store, name="falling")
     assert summary["kappa2"] == pytest.approx([0.8, 0.4, 0.3])
-    assert "<h2>Kappa</h2>" in (experiment.folder / "report.html").read_text()
+    page = (experiment.folder / "report.html").read_text()
+    assert "<h2>Kappa</h2>" in page
+    assert "0.3 to 0.8, 0.3 in the last round" in page
+    assert ", ".join(map(str, summary["synthetic_images"])) in page
     client = mlflow.MlflowClient(store)
     (found,) = client.search_runs([client.get_experiment_by_name("falling").experiment_id])
     tracked = client.get_metric_history(found.info.run_id, "kappa2")
@@ -174,7 +177,7 @@ def test_ray_equals_in_process_to_the_bit(run_small: Run, ray_session: None, pol
         ({"method__kappa_policy": "decay", "method__kappa_decay": 1.5}, "kappa_decay is 1.5"),
         ({"method__kappa_policy": "decay", "method__kappa_floor": 0.6}, r"kappa_floor is 0.6.*\[0, 0.5\]"),
         ({"method__label_sharing": "noisy", "method__epsilon": 0.0}, "epsilon is 0"),
-        ({"method__kappa1": 0.7}, r"kappa1 \+ kappa2 is 1.2"),
+        ({"method__kappa1": 0.7}, r"kappa1 \+ kappa2 is 1.2.*; set kappa1 to 0.5 or to null"),
     ],
 )
 def test_bad_settings_are_refused(run_small: Run, settings: dict, match: str) -> None:

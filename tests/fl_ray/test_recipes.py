@@ -98,6 +98,8 @@ def test_an_override_reaches_an_item_of_a_list() -> None:
 
 @pytest.mark.parametrize("kind", sorted(BASES))
 def test_a_class_of_ones_own_is_derived_from_its_base(kind: str) -> None:
+    with pytest.raises(SettingError, match=r"os.path:join: it is no [a-z_.]+\.[A-Za-z]+; derive it"):
+        build(kind, Component("os.path:join"))
     with pytest.raises(SettingError, match=r"fractions:Fraction: it is no [a-z_.]+\.[A-Za-z]+; derive it"):
         build(kind, Component("fractions:Fraction", {"numerator": 1}))
 

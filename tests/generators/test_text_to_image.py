@@ -193,7 +193,10 @@ def test_weights_that_can_not_be_had(offline: bool, tmp_path: Path, monkeypatch:
     assert str(tmp_path / "hub") in str(raised.value)
     assert f"HF_HUB_OFFLINE is {'set' if offline else 'not set'}" in str(raised.value)
     assert "Correct the folder's name; or" in str(raised.value)
-    with pytest.raises(ValueError, match="neither a folder nor an id"):
+    with pytest.raises(
+        ValueError,
+        match=r"neither a folder nor an id.*; give the folder of a diffusers pipeline, or an id as owner/name",
+    ):
         TextToImage(model="../not/there").training_settings()
 
 
@@ -255,6 +258,10 @@ def _no_config(folder: Path) -> None:
     (folder / "vae" / "config.json").unlink()
 
 
+def _no_kind(folder: Path) -> None:
+    (folder / "model_index.json").write_text("{}")
+
+
 def _other_kind(folder: Path) -> None:
     index = folder / "model_index.json"
     index.write_text(json.dumps({**json.loads(index.read_text()), "_class_name": "LDMPipeline"}))
@@ -272,6 +279,7 @@ def _other_kind(folder: Path) -> None:
         (_no_vocabulary, "tokenizer, which .* has no vocabulary"),
         (_other_unet, "but its unet takes 3 channels and its vae decodes 4"),
         (_no_config, "vae, which .* has no config.json"),
+        (_no_kind, r"model_index.json names no pipeline \(_class_name\)"),
         (_other_kind, "takes no prompt .*; use a text-to-image pipeline"),
     ],
 )
@@ -297,6 +305,8 @@ def test_folders_that_hold_no_whole_pipeline(model: Path, tmp_path: Path, damage
         ({"size": -8}, "size is -8"),
         ({"block_size": 0}, "block_size is 0"),
         ({"class_names": {"dog": "puppy"}}, "no class dog; known: cat, fire truck"),
+        ({"steps": 1001}, "steps is 1001, but it can't exceed the 1000 steps of .*scheduler"),
+        ({"steps": 1001, "scheduler": "dpmpp"}, "steps is 1001, but it can't exceed the 1000 steps"),
         ({"lora": "nowhere"}, "^lora is .*nowhere, but there is no such folder with safetensors"),
     ],
 )
@@ -309,7 +319,10 @@ def test_bad_settings_are_refused(model: Path, tmp_path: Path, settings: dict[st
     ("settings", "match"),
     [
         ({"size": 33}, r"^steps is 3, size is 33, but the StableDiffusionPipeline of .* refuses: .*divisible by 8"),
-        ({"steps": 2000, "scheduler": "ddim"}, r"^steps is 2000, scheduler is ddim, but the .* refuses: .*1000"),
+        (
+            {"scheduler": "ddpm", "size": 20},
+            r"^steps is 3, scheduler is ddpm, size is 20, but the .* refuses: .*divisible",
+        ),
     ],
 )
 def test_what_the_pipeline_refuses_is_told_by_the_settings(
