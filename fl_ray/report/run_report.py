@@ -25,6 +25,8 @@ from fl_ray.summary import method_results
 
 __all__ = ["clients_section", "partition_section", "run_report", "samples_section"]
 
+_LISTED = 20  # classes whose amounts are told one by one
+
 
 def run_report(folder: RunFolder) -> Path:
     """Write report.html and figures/*.svg of a run's folder; the report's path."""
@@ -86,12 +88,18 @@ def _outcome(summary: dict[str, Any]) -> str:
         rows.append([f"mean accuracy on {found['clients']} clients' own held-out images", spread])
     rows += [[title, text] for title, text in method_results(summary)]
     if summary.get("synthetic_images"):
-        rows.append(["synthetic images by class", ", ".join(f"{count:,}" for count in summary["synthetic_images"])])
+        rows.append(["synthetic images by class", _amounts(summary["synthetic_images"])])
     if summary.get("kappa2"):
         rows.append(["κ2, weight of the augmented model", _range(summary["kappa2"])])
     if summary.get("label_sharing"):
         rows.append(["label statistics that a client shared", _shared(summary["label_sharing"])])
     return html.section("Result", html.table(["", "value"], rows))
+
+
+def _amounts(counts: Sequence[int]) -> str:
+    if len(counts) > _LISTED:
+        return f"{min(counts):,} to {max(counts):,}, {sum(counts):,} in all"
+    return ", ".join(f"{count:,}" for count in counts)
 
 
 def _range(values: Sequence[float]) -> str:
