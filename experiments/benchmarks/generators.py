@@ -139,7 +139,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=10, help="sampler steps")
     parser.add_argument("--batch", type=int, default=8, help="images made together")
-    parser.add_argument("--blocks", type=int, default=2, help="batches of a turn, for each actor")
+    parser.add_argument("--blocks", type=int, default=6, help="batches of a turn, for each actor")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--gpus", type=float, default=0.0, help="of one GPU for each of the three actors, as 0.3")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
