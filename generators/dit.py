@@ -109,8 +109,7 @@ class _DiTSampler(PretrainedSampler):
         guided = self.settings.guidance != 1.0
         if guided:
             labels = torch.cat([labels, torch.full_like(labels, config.num_embeds_ada_norm)])
-        with self.refusals():
-            scheduler.set_timesteps(self.settings.steps, device=device)
+        scheduler.set_timesteps(self.settings.steps, device=device)
         x = x * scheduler.init_noise_sigma
         options = step_arguments(scheduler, noise)
         for t in scheduler.timesteps:

@@ -280,14 +280,3 @@ class PretrainedSampler(Sampler):
         """A generator for each image of a block, on the CPU: a seed means the same noise on every device."""
         check_class(block.label, len(self.classes))
         return [torch.Generator().manual_seed(seed) for seed in image_seeds(block, self.settings.block_size)]
-
-    @contextmanager
-    def refusals(self) -> Iterator[None]:
-        """What a pipeline or scheduler refuses names its own arguments; the recipe's settings are said beside them."""
-        try:
-            yield
-        except ValueError as error:
-            set_here = {name: getattr(self.settings, name, None) for name in ("steps", "scheduler", "size")}
-            told = ", ".join(f"{name} is {value}" for name, value in set_here.items() if value is not None)
-            kind = type(self.pipeline).__name__
-            raise ValueError(f"{told}, but the {kind} of {self.settings.model} refuses: {error}") from error

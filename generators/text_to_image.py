@@ -138,7 +138,8 @@ class TextToImage(PretrainedGenerator):
             if argument not in known:
                 setting = settings.get(argument, argument)
                 raise ValueError(
-                    f"{kind.__name__} of {self.model} takes no {argument} ({setting}); use a text-to-image pipeline"
+                    f"model is {self.model}, a {kind.__name__}, which takes no {argument} ({setting}); use a "
+                    "text-to-image pipeline"
                 )
         return options
 
@@ -204,8 +205,13 @@ class _TextSampler(PretrainedSampler):
     def sample(self, block: Block) -> np.ndarray:
         noise, first = self.noise(block), block.number * self.settings.block_size
         prompts = [self.settings.prompt(self.classes, block.label, first + offset) for offset in range(len(noise))]
-        with self.refusals():
+        try:
             made = self.pipeline(prompt=prompts, generator=noise, output_type="pt", **self.options)
+        except ValueError as error:  # it names its own arguments
+            given = {name: getattr(self.settings, name) for name in ("steps", "scheduler", "size")}
+            told = ", ".join(f"{name} is {value}" for name, value in given.items() if value is not None)
+            kind = type(self.pipeline).__name__
+            raise ValueError(f"{told}, but the {kind} of {self.settings.model} refuses: {error}") from error
         self._blackened += sum(getattr(made, "nsfw_content_detected", None) or [])
         return to_pixels(made.images, self.shape)
 

@@ -131,8 +131,7 @@ class _UnconditionalSampler(PretrainedSampler):
         drawn = [torch.randn(self.model.shape, generator=generator) for generator in noise]
         x = torch.stack(drawn).to(self.model.unet.device)
         labels = torch.full((len(x),), block.label, device=x.device)
-        with self.refusals():
-            scheduler.set_timesteps(self.settings.steps, device=x.device)
+        scheduler.set_timesteps(self.settings.steps, device=x.device)
         options = step_arguments(scheduler, noise)
         for t in scheduler.timesteps:
             x = scheduler.step(self.model.predict(x, t, labels), t, x, **options).prev_sample

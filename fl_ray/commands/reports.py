@@ -60,13 +60,10 @@ def run_folders(path: Path) -> list[RunFolder]:
 
     if (path / "config.yaml").exists():
         return [RunFolder(path)]
-    if not path.is_dir():
-        raise OutputError(f"{path}: there is no such folder; name one of fl-ray run or fl-ray compare")
     found = [RunFolder(file.parent) for file in sorted(path.glob("runs/*/*/config.yaml"))]
     if not found:
-        raise OutputError(
-            f"{path}: neither a run's folder nor a comparison's; name one of fl-ray run or fl-ray compare"
-        )
+        what = "neither a run's folder nor a comparison's" if path.is_dir() else "there is no such folder"
+        raise OutputError(f"{path}: {what}; name one of fl-ray run or fl-ray compare")
     if (path / "comparison.yaml").exists():
         import yaml
 

@@ -280,14 +280,14 @@ def _other_kind(folder: Path) -> None:
         (_other_unet, "but its unet takes 3 channels and its vae decodes 4"),
         (_no_config, "vae, which .* has no config.json"),
         (_no_kind, r"model_index.json names no pipeline \(_class_name\)"),
-        (_other_kind, "takes no prompt .*; use a text-to-image pipeline"),
+        (_other_kind, ", a LDMPipeline, which takes no prompt .*; use a text-to-image pipeline"),
     ],
 )
 def test_folders_that_hold_no_whole_pipeline(model: Path, tmp_path: Path, damage: Any, match: str) -> None:
     """Refused where it is prepared, as by ``fl-ray pretrain``: not first by the actors of a run."""
     broken = Path(shutil.copytree(model, tmp_path / "broken"))
     damage(broken)
-    with pytest.raises(ValueError, match=f".*broken.*{match}"):
+    with pytest.raises(ValueError, match=f"^model is .*broken.*{match}"):
         fit(broken, tmp_path / "weights")
     assert not list((tmp_path / "weights").iterdir())
 
