@@ -19,6 +19,7 @@ import torch
 
 from fl_ray.cache_folder import cache_errors
 from fl_ray.errors import LostActorsError, PlacementError
+from fl_ray.runtime.memory import keep_freed_memory
 from fl_ray.trained_generator import TrainedGenerator
 from generators.base import Block, Generator, settings_digest
 from generators.cache import BlockCache, Claim
@@ -285,6 +286,7 @@ class Synthesis:
 
         folder = self.trained.prepare()
         if not self.on_ray:
+            keep_freed_memory()
             self._pool = LocalPool(self.generator, folder, self.sampled_on, self.threads, self.trained.weights)
             return self._pool
         import ray
@@ -308,6 +310,7 @@ class Synthesis:
                 pool.timeout_s,
                 self.sampled_on,
                 self.trained.weights,
+                keep_freed_memory,
             )
         except TimeoutError as error:
             raise PlacementError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -71,8 +71,18 @@ class LocalPool:
 class _GeneratorActor:
     """Loads in a call, not in its constructor: what the generator raises then reaches the driver as it is."""
 
-    def __init__(self, generator: Generator, folder: Path, threads: int, device: str, weights: str | None) -> None:
+    def __init__(
+        self,
+        generator: Generator,
+        folder: Path,
+        threads: int,
+        device: str,
+        weights: str | None,
+        set_up: Callable[[], None] | None,
+    ) -> None:
         torch.set_num_threads(threads)
+        if set_up is not None:
+            set_up()
         self.generator, self.folder, self.device, self.weights = generator, folder, device, weights
         self._sampler: Sampler | None = None
 
@@ -132,6 +142,7 @@ class GeneratorPool:
         timeout_s: for Ray to start them; loading the generator is not counted.
         device: on which they make images: ``cpu`` or ``cuda``.
         weights: hash that the folder's weights must have; default: any.
+        set_up: each actor's process calls it when it starts, before anything is loaded.
 
     Raises:
         TimeoutError: Ray did not start all actors in time: others hold the resources.
@@ -150,9 +161,11 @@ class GeneratorPool:
         timeout_s: float,
         device: str = "cpu",
         weights: str | None = None,
+        set_up: Callable[[], None] | None = None,
     ) -> None:
         kind = _GeneratorActor.options(num_cpus=cpus, num_gpus=gpus, max_restarts=_RESTARTS, max_task_retries=_RESTARTS)
-        self._actors = {number: kind.remote(generator, folder, threads, device, weights) for number in range(actors)}
+        arguments = (generator, folder, threads, device, weights, set_up)
+        self._actors = {number: kind.remote(*arguments) for number in range(actors)}
         with ExitStack() as unless_ready:
             unless_ready.callback(self.close)
             self._start(actors, timeout_s)

@@ -7,9 +7,10 @@
 The class-conditional diffusion generator for 32 x 32 RGB with its default UNet, and random weights: the time of an
 image does not depend on them. The plain loop is a process of one thread that calls the pipeline batch by batch; the
 pool has one actor of one thread, then two, and makes blocks of the same size with the same sampler and steps. They run
-in turns; the numbers are medians over the turns. Two plain loops at once say what the machine has for two processes:
-cores that share their units do not do twice the work. With ``--gpus`` all of them compute on one GPU. The last line is
-JSON.
+in turns; the numbers are medians over the turns. The pool's actors keep freed memory for the next tensors, which a
+process doesn't by itself: a plain loop that does as well says what the pool costs without that. Two plain loops at once
+say what the machine has for two processes: cores that share their units do not do twice the work. With ``--gpus`` all
+of them compute on one GPU. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +36,17 @@ sys.path[0], sys.argv[0] = str(ROOT), str(ROOT / "benchmark")
 SIZE, CHANNELS, CLASSES = 32, 3, 10
 
 
-def plain_loop(folder: Path, settings: dict[str, Any], device: str, pipe: Any) -> None:
+def plain_loop(folder: Path, settings: dict[str, Any], device: str, keep_memory: bool, pipe: Any) -> None:
     """Make as many batches as the pipe asks for, with the pipeline alone; answer with the seconds."""
     import torch
 
+    from fl_ray.runtime.memory import keep_freed_memory
     from generators.diffusion import ClassConditionalPipeline
     from generators.pipelines import swap_scheduler
 
     torch.set_num_threads(1)
+    if keep_memory:
+        keep_freed_memory()
     pipeline = ClassConditionalPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
     pipeline.scheduler = pipeline.schedule(pipeline.scheduler)
     swap_scheduler(pipeline, "ddim")
@@ -57,15 +62,19 @@ def plain_loop(folder: Path, settings: dict[str, Any], device: str, pipe: Any) -
 
 
 class PlainLoop:
-    """The plain loop's process."""
+    """The plain loop's process; with ``keep_memory`` its allocator is set as the pool's actors set theirs."""
 
-    def __init__(self, folder: Path, settings: dict[str, Any], device: str) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any], device: str, keep_memory: bool = False) -> None:
         import multiprocessing
+
+        from fl_ray.runtime.memory import reuse_aligned_memory
 
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=plain_loop, args=(folder, settings, device, theirs), daemon=True)
-        self.process.start()
+        arguments = (folder, settings, device, keep_memory, theirs)
+        self.process = context.Process(target=plain_loop, args=arguments, daemon=True)
+        with reuse_aligned_memory() if keep_memory else nullcontext():
+            self.process.start()
 
     def begin(self, batches: int) -> None:
         self.pipe.send(batches)
@@ -99,10 +108,20 @@ class Pool:
     """A GeneratorPool that makes blocks which nobody has asked for before."""
 
     def __init__(self, generator: Any, folder: Path, actors: int, gpus: float) -> None:
+        from fl_ray.runtime.memory import keep_freed_memory
         from generators.pool import GeneratorPool
 
-        device = "cuda" if gpus else "cpu"
-        self.pool = GeneratorPool(generator, folder, actors, 0, gpus, threads=1, timeout_s=180, device=device)
+        self.pool = GeneratorPool(
+            generator,
+            folder,
+            actors,
+            cpus=0,
+            gpus=gpus,
+            threads=1,
+            timeout_s=180,
+            device="cuda" if gpus else "cpu",
+            set_up=keep_freed_memory,  # as in a run
+        )
         self.asked = 0
 
     def _blocks(self, count: int) -> Iterator[Any]:
@@ -161,7 +180,11 @@ def main() -> None:
         store_random_weights(folder)
         connection.wait()
         generator = DiffusionGenerator(sampler="ddim", **settings)
-        workers = {"pipeline": PlainLoop(folder, settings, device), "two_pipelines": TwoLoops(folder, settings, device)}
+        workers: dict[str, PlainLoop | TwoLoops | Pool] = {
+            "pipeline": PlainLoop(folder, settings, device),
+            "pipeline_keeping_memory": PlainLoop(folder, settings, device, keep_memory=True),
+            "two_pipelines": TwoLoops(folder, settings, device),
+        }
         workers |= {f"pool{actors}": Pool(generator, folder, actors, options.gpus) for actors in (1, 2)}
         batches = {kind: options.blocks * (2 if kind in ("two_pipelines", "pool2") else 1) for kind in workers}
         for kind, worker in workers.items():
@@ -178,6 +201,7 @@ def main() -> None:
     found = {kind: statistics.median(rate) for kind, rate in rates.items()}
     result = {f"{kind}_images_s": rate for kind, rate in found.items()}
     result |= {f"ratio{actors}": found[f"pool{actors}"] / found["pipeline"] for actors in (1, 2)}
+    result["ratio1_keeping_memory"] = found["pool1"] / found["pipeline_keeping_memory"]
     result["ratio2_to_two_pipelines"] = found["pool2"] / found["two_pipelines"]
     print(json.dumps(result))
 

@@ -23,8 +23,8 @@ def peak_memory_mb() -> float:
 def keep_freed_memory() -> None:
     """Have glibc keep freed blocks of up to 32 MiB for the next allocation, instead of giving them back.
 
-    Each training step frees and allocates the same activations and gradients; given back, their pages are faulted in
-    and zeroed anew every time. Elsewhere than on glibc nothing happens.
+    Each step of a training or a sampler frees and allocates the same activations (and gradients); given back, their
+    pages are faulted in and zeroed anew every time. Elsewhere than on glibc nothing happens.
     """
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt

@@ -19,8 +19,10 @@ def test_the_generators_benchmark(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    rates = {kind: found[f"{kind}_images_s"] for kind in ("pipeline", "two_pipelines", "pool1", "pool2")}
+    kinds = ("pipeline", "pipeline_keeping_memory", "two_pipelines", "pool1", "pool2")
+    rates = {kind: found[f"{kind}_images_s"] for kind in kinds}
     assert min(rates.values()) > 0
     assert found["ratio1"] == pytest.approx(rates["pool1"] / rates["pipeline"])
     assert found["ratio2"] == pytest.approx(rates["pool2"] / rates["pipeline"])
+    assert found["ratio1_keeping_memory"] == pytest.approx(rates["pool1"] / rates["pipeline_keeping_memory"])
     assert found["ratio2_to_two_pipelines"] == pytest.approx(rates["pool2"] / rates["two_pipelines"])

@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import platform
 import shutil
 import time
 from collections.abc import Callable
@@ -198,6 +199,20 @@ def test_what_a_gpu_has_no_room_for_names_the_settings(small: Callable[..., RunC
     config = small(generator={"name": "tests.generators.own:RaisingGenerator", "room": False, "cache": str(tmp_path)})
     with pytest.raises(SettingError, match=r"CUDA out of memory.*9 GiB\. Lower generator\.block_size .*pool\.actors"):
         synthesis_of(config).images(np.eye(10, dtype=int)[3], seed=0)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps memory as it likes")
+def test_actors_use_the_memory_of_a_block_for_the_next(
+    small: Callable[..., RunConfig], tmp_path: Path, ray_session: None
+) -> None:
+    """Given back, its pages would be faulted in and zeroed anew for every block."""
+    generator = {"name": "tests.generators.own:HungryGenerator", "cache": str(tmp_path)}
+    made = synthesis_of(small(generator=generator, generator__pool__actors=1), on_ray=True)
+    made.images(np.full(10, 4), seed=0)
+    made.images(np.full(10, 8), seed=0)
+    of_a_block = 32 * 2**20 / os.sysconf("SC_PAGE_SIZE")
+    assert of_a_block / 2 < made.report()["new_pages"] < 3 * of_a_block  # of 20 blocks
+    made.close()
 
 
 def test_images_of_another_shape_are_refused(small: Callable[..., RunConfig], tmp_path: Path) -> None:

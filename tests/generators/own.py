@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +74,13 @@ class UnfitGenerator(FlatGenerator):
         return _UnfitSampler(self, np.load(folder / "tones.npy"))
 
 
+class HungryGenerator(SlowGenerator):
+    """A generator that takes 32 MiB for a block, gives them back, and counts the pages that its process had not had."""
+
+    def load(self, folder: Path, device: torch.device) -> Sampler:
+        return _HungrySampler(self, np.array([1, 8, 8, *range(10)]))
+
+
 class _FlatSampler(Sampler):
     def __init__(self, generator: FlatGenerator, stored: np.ndarray) -> None:
         self.generator, self.shape, self.tones = generator, stored[:3].astype(int), stored[3:]
@@ -93,6 +101,20 @@ class _SlowSampler(_FlatSampler):
     def sample(self, block: Block) -> np.ndarray:
         time.sleep(0.1)
         return super().sample(block) + np.uint8(block.number)
+
+
+class _HungrySampler(_FlatSampler):
+    new_pages = 0
+
+    def sample(self, block: Block) -> np.ndarray:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        tensors = [torch.ones(2**20) for _ in range(8)]
+        del tensors
+        self.new_pages += resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        return super().sample(block)
+
+    def report(self) -> dict[str, float]:
+        return {"new_pages": self.new_pages}
 
 
 class _RaisingSampler(_FlatSampler):
