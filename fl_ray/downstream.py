@@ -50,8 +50,8 @@ def gains_of_runs(
     Returns:
         Columns as of a comparison, over the seeds that FedAvg has, too; ``gain`` (final accuracy less FedAvg's),
         ``late_gain`` (of the mean of the last quarter of the rounds, see ``fl_ray.summary.outcome``) and
-        ``rounds_saved_to_T`` (FedAvg's rounds less the label's, over seeds in which both reached T), each ``_mean``
-        and ``_std``; and ``group``: labels that differ in nothing but their generators have the same.
+        ``rounds_saved_to_T`` (FedAvg's rounds less the label's, over the ``_seeds`` in which both reached T), each
+        ``_mean`` and ``_std``; and ``group``: labels that differ in nothing but their generators have the same.
 
     Raises:
         OutputError: runs of a label or of FedAvg are missing, or were made with other settings.
@@ -134,6 +134,8 @@ def _gains(
     found: dict[str, float | None] = {}
     for name, values in gains.items():
         found[f"{name}_mean"], found[f"{name}_std"] = mean_std(values)
+        if name.startswith("rounds_saved_to_"):
+            found[f"{name}_seeds"] = len(values)
     return found
 
 

@@ -125,7 +125,7 @@ def downstream_report(output: Path, rows: Sequence[Mapping[str, Any]], targets: 
         html.table(*table),
         '<p class="note">Gain: final accuracy less that of FedAvg with the same seed, mean ± sample standard deviation '
         "over seeds; late: the same of the mean over the last quarter of the rounds; so are rounds saved, over the "
-        "seeds in which both reached the target.</p>",
+        "seeds in which both reached the target, in brackets where these are fewer.</p>",
         html.figure(
             save_svg(output, "gain", drawn), "Gain over FedAvg against each measure; bars: one standard deviation."
         ),
@@ -160,10 +160,11 @@ def _downstream_table(rows: Sequence[Mapping[str, Any]], targets: Sequence[float
             spread_text(row, "late_gain", 2, 100),
         ]
         for key in map(target_key, targets):
-            hits = row[f"reached_{key}"]
-            suffix = "" if hits == row["runs"] else f" ({hits} of {row['runs']})"
-            line.append(spread_text(row, f"rounds_to_{key}", 1) + suffix)
-            line.append(spread_text(row, f"rounds_saved_to_{key}", 1))
+            saved = f"rounds_saved_to_{key}"
+            counts = {f"rounds_to_{key}": row[f"reached_{key}"], saved: row.get(f"{saved}_seeds", row["runs"])}
+            for name, seeds in counts.items():
+                few = f" ({seeds} of {row['runs']})" if seeds < row["runs"] else ""
+                line.append(spread_text(row, name, 1) + few)
         cells.append(line + [_text(row, name) for name in beside])
     return columns, cells
 

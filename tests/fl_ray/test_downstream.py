@@ -1,8 +1,11 @@
 """Rank correlations over labels of a group, against ranks by hand."""
 
+from pathlib import Path
+
 import pytest
 
-from fl_ray.downstream import rank_correlations
+from fl_ray.downstream import _gains, rank_correlations
+from fl_ray.report.quality_report import downstream_report
 
 
 def rows(gains: list[float | None], **measures: list[float | None]) -> list[dict]:
@@ -44,3 +47,33 @@ def test_what_is_missing_is_left_out_and_few_give_nothing() -> None:
     saved = [{**row, "rounds_saved_to_0.5_mean": n} for n, row in enumerate(rows([0.1, 0.2, 0.3], fid=[3.0, 2.0, 1.0]))]
     by_gain = {entry["gain"]: round(entry["spearman"]) for entry in rank_correlations(saved, [0.5])}
     assert by_gain == {"gain_mean": -1, "late_gain_mean": 1, "rounds_saved_to_0.5_mean": -1}
+
+
+def test_rounds_saved_say_of_how_many_seeds_they_are(tmp_path: Path) -> None:
+    """Of those in which both reached the target, which may be fewer than either reached it in."""
+
+    def seeds(*rounds: int | None) -> dict[int, dict]:
+        return {
+            seed: {"final_accuracy": 0.5, "late_accuracy": 0.5, "targets": {"0.5": number and {"rounds": number}}}
+            for seed, number in enumerate(rounds)
+        }
+
+    gains = _gains(seeds(4, 6, None), seeds(9, None, 8), [0.5])
+    saved = {name: value for name, value in gains.items() if name.startswith("rounds")}
+    assert saved == {
+        "rounds_saved_to_0.5_mean": 5,
+        "rounds_saved_to_0.5_std": None,
+        "rounds_saved_to_0.5_seeds": 1,
+    }
+    row = {
+        "label": "a",
+        "runs": 3,
+        "reached_0.5": 2,
+        "rounds_to_0.5_mean": 5,
+        "rounds_to_0.5_std": 1,
+        "group": 0,
+        "fid": 3.0,
+    }
+    downstream_report(tmp_path, [{**row, **gains}], [0.5])
+    line = (tmp_path / "downstream.md").read_text().splitlines()[2]
+    assert "| 5.0 ± 1.0 (2 of 3) | 5.0 (1 of 3) |" in line
