@@ -286,7 +286,6 @@ class Synthesis:
 
         folder = self.trained.prepare()
         if not self.on_ray:
-            keep_freed_memory()
             self._pool = LocalPool(self.generator, folder, self.sampled_on, self.threads, self.trained.weights)
             return self._pool
         import ray

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -51,7 +52,7 @@ class FolderGenerator(StoredGenerator):
         found, shape = self._of(data), data.images.shape[1:]
         if shape[0] not in _MODES:
             raise ValueError(f"the data's images have {shape[0]} channels, but files give 1 or 3")
-        classes = ((_read(file, shape) for file in files) for files in found)
+        classes = ((self._read(file, shape) for file in files) for files in found)
         store_images(folder, classes, self.available(data), shape)
 
     def available(self, data: TrainingImages) -> np.ndarray:
@@ -75,15 +76,28 @@ class FolderGenerator(StoredGenerator):
         return found
 
     @cached_property
+    def _contents(self) -> dict[Path, bytes]:
+        """A hash of each file's content."""
+        return {file: _content(file)[1] for files in self._files.values() for file in files}
+
+    @cached_property
     def _digest(self) -> str:
         """Of the names and contents of all files."""
         made = hashlib.sha256()
         for name, files in sorted(self._files.items()):
             for file in files:
-                with _reading(file):
-                    content = hashlib.sha256(file.read_bytes())
-                made.update(f"{name}/{file.name}:".encode() + content.digest())
+                made.update(f"{name}/{file.name}:".encode() + self._contents[file])
         return made.hexdigest()
+
+    def _read(self, file: Path, shape: tuple[int, ...]) -> np.ndarray:
+        """One image, uint8 ``shape`` ([C, H, W]), of the content that the digest is of."""
+        content, found = _content(file)
+        if found != self._contents[file]:
+            raise ValueError(f"{file} has changed since the files of root were hashed; run again")
+        channels, height, width = shape
+        with _reading(file), Image.open(io.BytesIO(content)) as image:
+            made = image.convert(_MODES[channels]).resize((width, height), Image.Resampling.BILINEAR)
+        return np.asarray(made).reshape(height, width, channels).transpose(2, 0, 1)
 
     def _of(self, data: TrainingImages) -> list[list[Path]]:
         """The files of each class of the data."""
@@ -96,12 +110,11 @@ class FolderGenerator(StoredGenerator):
         return [self._files[name.lower()] for name in data.classes]
 
 
-def _read(file: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """One image, uint8 ``shape`` ([C, H, W])."""
-    channels, height, width = shape
-    with _reading(file), Image.open(file) as image:
-        made = image.convert(_MODES[channels]).resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(made).reshape(height, width, channels).transpose(2, 0, 1)
+def _content(file: Path) -> tuple[bytes, bytes]:
+    """A file's content, and a hash of it."""
+    with _reading(file):
+        content = file.read_bytes()
+    return content, hashlib.sha256(content).digest()
 
 
 @contextmanager

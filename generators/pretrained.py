@@ -84,11 +84,32 @@ class PretrainedGenerator(Generator):
     def _local(self) -> Path | None:
         return Path(self.model) if Path(self.model).is_dir() else None
 
+    def folders(self) -> dict[str, Path]:
+        """The local folders whose files decide what it makes, by setting."""
+        return {} if self._local is None else {"model": self._local}
+
+    @functools.cached_property
+    def digests(self) -> dict[str, str]:
+        """Of the files in ``folders``, as they were when they were looked at first."""
+        return {setting: f"sha256:{weights_digest(folder)}" for setting, folder in self.folders().items()}
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Refuse, before and after what is loaded within, files that are no longer those of ``digests``: their images
+        would be kept as those of the files of before.
+        """
+        self._check_unchanged()
+        yield
+        self._check_unchanged()
+
+    def _check_unchanged(self) -> None:
+        for setting, folder in self.folders().items():
+            if f"sha256:{weights_digest(folder)}" != self.digests.get(setting):
+                raise ValueError(f"{setting} is {folder}, whose files have changed since they were hashed; run again")
+
     def training_settings(self) -> dict[str, Any]:
         """The weights: a hash of a folder's files, or the hub's commit."""
-        if self._local is not None:
-            return {"weights": f"sha256:{weights_digest(self._local)}"}
-        return {"weights": f"{self.model}@{self._commit()}"}
+        return {"weights": self.digests.get("model") or f"{self.model}@{self._commit()}"}
 
     def content(self) -> dict[str, str]:
         return {"model": self.training_settings()["weights"]}
@@ -164,9 +185,10 @@ class PretrainedGenerator(Generator):
 
     def load(self, folder: Path, device: torch.device) -> Sampler:
         kept = wanted(folder)
-        pipeline = self.pipeline(folder, device, dtype_of(self.precision, device, torch.float16))
-        swap_scheduler(pipeline, self.scheduler)
-        return self.sampler(pipeline, kept["classes"], tuple(kept["shape"]))
+        with self.unchanged():
+            pipeline = self.pipeline(folder, device, dtype_of(self.precision, device, torch.float16))
+            swap_scheduler(pipeline, self.scheduler)
+            return self.sampler(pipeline, kept["classes"], tuple(kept["shape"]))
 
     def pipeline(self, folder: Path, device: torch.device, dtype: torch.dtype) -> DiffusionPipeline:
         """The pipeline on a device, with its own scheduler."""

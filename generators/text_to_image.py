@@ -29,7 +29,7 @@ from generators.pipelines import (
     swap_scheduler,
     to_pixels,
 )
-from generators.pretrained import PretrainedGenerator, PretrainedSampler, wanted, weights_digest
+from generators.pretrained import PretrainedGenerator, PretrainedSampler, wanted
 
 __all__ = ["TextToImage"]
 
@@ -86,9 +86,11 @@ class TextToImage(PretrainedGenerator):
         self.lora = None if lora is None else str(Path(lora).expanduser().absolute())
         self.class_names, self.safety_checker = dict(class_names or {}), safety_checker
 
+    def folders(self) -> dict[str, Path]:
+        return super().folders() | ({} if self.lora is None else {"lora": self._lora_folder()})
+
     def training_settings(self) -> dict[str, Any]:
-        lora = f"sha256:{weights_digest(self._lora_folder())}" if self.lora is not None else None
-        return {**super().training_settings(), "lora": lora}
+        return {**super().training_settings(), "lora": self.digests.get("lora")}
 
     def content(self) -> dict[str, str]:
         lora = self.training_settings()["lora"]
@@ -166,8 +168,9 @@ class TextToImage(PretrainedGenerator):
         where the recipe names no scheduler (as FedLMG's code).
         """
         self.check_guidable(1)
-        pipeline = self.pipeline(folder, device, dtype_of(self.precision, device, torch.bfloat16))
-        self.add_lora(pipeline)
+        with self.unchanged():
+            pipeline = self.pipeline(folder, device, dtype_of(self.precision, device, torch.bfloat16))
+            self.add_lora(pipeline)
         swap_scheduler(pipeline, self.scheduler or "ddpm")
         classes = wanted(folder)["classes"]
         prompts = [self.prompt(classes, label, 0) for label in range(len(classes))]

@@ -105,7 +105,8 @@ class Unconditional(PretrainedGenerator):
 
     def denoiser(self, folder: Path, device: torch.device) -> UnconditionalDenoiser:
         """For guided sampling; bf16 instead of fp16, whose first steps overflow."""
-        pipeline = self.pipeline(folder, device, dtype_of(self.precision, device, torch.bfloat16))
+        with self.unchanged():
+            pipeline = self.pipeline(folder, device, dtype_of(self.precision, device, torch.bfloat16))
         swap_scheduler(pipeline, self.scheduler)
         return UnconditionalDenoiser(pipeline)
 

@@ -201,7 +201,8 @@ def main() -> None:
     found = {kind: statistics.median(rate) for kind, rate in rates.items()}
     result = {f"{kind}_images_s": rate for kind, rate in found.items()}
     result |= {f"ratio{actors}": found[f"pool{actors}"] / found["pipeline"] for actors in (1, 2)}
-    result["ratio1_keeping_memory"] = found["pool1"] / found["pipeline_keeping_memory"]
+    of_keeping = found["pipeline_keeping_memory"]
+    result |= {f"ratio{actors}_keeping_memory": found[f"pool{actors}"] / of_keeping for actors in (1, 2)}
     result["ratio2_to_two_pipelines"] = found["pool2"] / found["two_pipelines"]
     print(json.dumps(result))
 

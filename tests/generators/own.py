@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import resource
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -75,7 +75,7 @@ class UnfitGenerator(FlatGenerator):
 
 
 class HungryGenerator(SlowGenerator):
-    """A generator that takes 32 MiB for a block, gives them back, and counts the pages that its process had not had."""
+    """A generator that takes 32 MiB for a block and frees them, and reports what its process has grown by since."""
 
     def load(self, folder: Path, device: torch.device) -> Sampler:
         return _HungrySampler(self, np.array([1, 8, 8, *range(10)]))
@@ -104,17 +104,22 @@ class _SlowSampler(_FlatSampler):
 
 
 class _HungrySampler(_FlatSampler):
-    new_pages = 0
+    grown_mb = 0.0
 
     def sample(self, block: Block) -> np.ndarray:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        before = _resident_mb()
         tensors = [torch.ones(2**20) for _ in range(8)]
         del tensors
-        self.new_pages += resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        self.grown_mb += _resident_mb() - before
         return super().sample(block)
 
     def report(self) -> dict[str, float]:
-        return {"new_pages": self.new_pages}
+        return {"grown_mb": self.grown_mb}
+
+
+def _resident_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 class _RaisingSampler(_FlatSampler):

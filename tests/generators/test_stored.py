@@ -95,6 +95,16 @@ def test_changed_files_make_another_key(root: Path) -> None:
     assert len({str(settings) for settings in (first, changed, key())}) == 3
 
 
+def test_files_that_change_before_they_are_stored_are_refused(root: Path, tmp_path: Path) -> None:
+    """They would be kept, for good, as the images of the files that the key was made of."""
+    generator = FolderGenerator(str(root))
+    generator.training_settings()
+    Image.new("L", (12, 12), 11).save(root / "cat" / "0.png")
+    with pytest.raises(ValueError, match=r"cat/0.png has changed since the files of root were hashed; run again"):
+        fitted(generator, data(), tmp_path / "weights")
+    assert fitted(FolderGenerator(str(root)), data(), tmp_path / "again")(0)[0].mean() == 11
+
+
 def test_what_is_wrong_in_the_folder_is_said(root: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"root is .*nowhere.* no such folder"):
         FolderGenerator(str(tmp_path / "nowhere"))

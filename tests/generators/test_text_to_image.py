@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import shutil
 import time
 from pathlib import Path
@@ -137,6 +138,25 @@ def test_the_key_follows_the_weights_and_not_the_place(model: Path, tmp_path: Pa
     content[-1] ^= 1
     weights.write_bytes(content)
     assert key(copied) != key(model)
+
+
+@pytest.mark.parametrize("setting", ["model", "lora"])
+def test_files_that_change_after_the_key_was_made_are_refused(model: Path, tmp_path: Path, setting: str) -> None:
+    """Their images would be kept under the key of the files of before. A copy of the generator, as actors have, too."""
+    folders = {name: Path(shutil.copytree(model, tmp_path / name)) for name in ("model", "lora")}
+    folders["lora"].joinpath("lora.safetensors").write_bytes(b"any")
+    generator = fit(folders["model"], tmp_path / "weights", lora=str(folders["lora"]) if setting == "lora" else None)
+    generator.training_settings()
+    changed = folders[setting] / "text_encoder" / "model.safetensors"
+    before = changed.read_bytes()
+    changed.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    for own in (generator, pickle.loads(pickle.dumps(generator))):
+        for load in (own.load, own.denoiser):
+            with pytest.raises(ValueError, match=rf"^{setting} is .*/{setting}, whose files have changed"):
+                load(tmp_path / "weights", CPU)
+    changed.write_bytes(before)
+    if setting == "model":  # the LoRA is none
+        generator.load(tmp_path / "weights", CPU).sample(Block(0, 0, 0))
 
 
 def test_lora_adds_its_product_to_the_weights(model: Path, tmp_path: Path) -> None:

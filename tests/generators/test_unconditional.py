@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,6 +43,18 @@ def fitted(model: Path, tmp_path: Path) -> Callable[..., tuple[Unconditional, Pa
         return generator, folder
 
     return fit
+
+
+def test_files_that_change_after_the_key_was_made_are_refused(
+    model: Path, fitted: Callable[..., tuple[Unconditional, Path]], tmp_path: Path
+) -> None:
+    own = Path(shutil.copytree(model, tmp_path / "own"))
+    generator, folder = fitted(own)
+    generator.training_settings()
+    (own / "unet" / "config.json").write_text((own / "unet" / "config.json").read_text() + " ")
+    for load in (generator.load, generator.denoiser):
+        with pytest.raises(ValueError, match=r"^model is .*/own, whose files have changed since they were hashed"):
+            load(folder, CPU)
 
 
 class Bright(nn.Module):
