@@ -44,7 +44,7 @@ _SETTINGS = (
 )
 _OPTIONS = ("--output", "--resume", "--seeds", "--jobs", "--help", "--version")
 _OWN = {  # options of one command alone: --round elsewhere means --rounds
-    "compare": ("--mlflow", "--filter", "--baseline"),
+    "compare": ("--labels", "--mlflow", "--filter", "--baseline"),
     "tune": ("--trials",),
     "ui": ("--port",),
     "submit": ("--address", "--wait", "--requirements", "--env"),
@@ -83,6 +83,7 @@ def _parser() -> Any:
     compare = command("compare", "run a recipe's compare list, or several recipes, side by side", _SETTINGS)
     compare.add_argument("recipes", nargs="*", type=str, help="YAML files")
     compare.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
+    compare.add_argument("--labels", nargs="+", type=str, default=None, metavar="L", help="run these; default: all")
     compare.add_argument("--output", type=str, default=None, metavar="DIR", help="goes on with what is there")
     compare.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time, each in its own process")
     compare.add_argument("--mlflow", type=str, default=None, metavar="EXPERIMENT", help="read runs instead of running")

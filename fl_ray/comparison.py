@@ -19,6 +19,7 @@ from fl_ray.input_files import check_inputs, input_files
 from fl_ray.parallel_runs import PlannedRun, run_at_once
 from fl_ray.progress import Progress
 from fl_ray.recipes import apply_overrides, compare_entries, flattened, make_config, to_dict
+from fl_ray.registry import nearest
 from fl_ray.run_folder import RunFolder, at_work, new_folder
 from fl_ray.runtime.start import OpenRuntimes
 from fl_ray.summary import aggregate, outcome
@@ -39,11 +40,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared: a configuration by label, each run with every seed."""
+    """What is compared: a configuration by label, each run with every seed; or ``labels``, a part of them, for now."""
 
     name: str
     configs: dict[str, RunConfig]
     seeds: tuple[int, ...]
+    labels: tuple[str, ...] | None = None
 
     def runs(self) -> list[tuple[str, RunConfig]]:
         """(label, configuration) of every run: all labels of the first seed come first, so that a cut is fair."""
@@ -51,7 +53,19 @@ class Comparison:
             (label, replace(config, seed=seed, name=self.name))
             for seed in self.seeds
             for label, config in self.configs.items()
+            if self.labels is None or label in self.labels
         ]
+
+    def only(self, labels: Sequence[str]) -> Comparison:
+        """The same comparison, of which these labels are run now.
+
+        Raises:
+            SettingError: a label is not in it.
+        """
+        for label in labels:
+            if label not in self.configs:
+                raise SettingError(f"--labels {label}: no run has this label.{nearest(label, self.configs)}")
+        return replace(self, labels=tuple(labels))
 
 
 def plan_comparison(

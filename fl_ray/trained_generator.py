@@ -226,7 +226,10 @@ class TrainedGenerator:
             self.generator.store(self._federated.train(draft), self.learned, draft)
             return
         if len(self.learned.labels):
-            self.progress.message(f"pre-training the generator on {len(self.learned.labels)} real images")
+            from generators.training import interrupted
+
+            goes_on = ", from the checkpoint of a training that was interrupted" if interrupted(draft) else ""
+            self.progress.message(f"pre-training the generator on {len(self.learned.labels)} real images{goes_on}")
         self.generator.fit(
             self.learned,
             draft,

@@ -68,10 +68,12 @@ class CVAEGenerator(Generator):
         require_positive(local_epochs=local_epochs, batch_size=batch_size, lr=lr, block_size=block_size)
         if not 0 < sample_fraction <= 1:
             raise ValueError(f"sample_fraction is {sample_fraction}, but it must be in (0, 1]")
-        if training == "federated" and (epochs or train_steps):
+        central = {name: value for name, value in (("epochs", epochs), ("train_steps", train_steps)) if value}
+        if training == "federated" and central:
+            given = " and ".join(f"{name} is {value}" for name, value in central.items())
             raise ValueError(
-                f"training is federated, but epochs ({epochs}) or train_steps ({train_steps}) is set, which are of "
-                "the central one; give rounds and local_epochs instead"
+                f"training is federated, but {given}, which is of the central one; give rounds and local_epochs, or "
+                "set training to central"
             )
         if epochs and train_steps:
             raise ValueError(f"epochs is {epochs} and train_steps is {train_steps}; give one of them")

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from generators.base import key_seed
 
-__all__ = ["drop_checkpoint", "fit_steps", "seeded"]
+__all__ = ["drop_checkpoint", "fit_steps", "interrupted", "seeded"]
 
 CHECKPOINT_EVERY_S = 30.0
 _CHECKPOINT, _DRAFT = "training.ckpt", "training.draft"
@@ -149,6 +149,11 @@ def fit_steps(
         except SystemExit as ended:  # how Lightning passes Ctrl-C on, with the signal switched off
             signal.signal(signal.SIGINT, handler)
             raise KeyboardInterrupt from ended
+
+
+def interrupted(folder: Path) -> bool:
+    """Whether a training that was interrupted goes on in this folder."""
+    return (folder / _CHECKPOINT).exists()
 
 
 def drop_checkpoint(folder: Path) -> None:

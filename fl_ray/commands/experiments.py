@@ -98,15 +98,19 @@ def compare(options: Any, overrides: dict[str, Any]) -> int:
     if bool(options.recipes) == (options.mlflow is not None):
         raise SettingError("fl-ray compare takes recipes, or --mlflow EXPERIMENT to read runs from the tracking store")
     if options.mlflow is not None:
+        if options.labels is not None:
+            raise SettingError("--labels goes with recipes: it says what is run")
         from fl_ray.commands.store import compare_store
 
         return compare_store(options, overrides)
     if options.filter is not None:
         raise SettingError("--filter goes with --mlflow EXPERIMENT")
     comparison = plan_comparison([load_recipe(path) for path in options.recipes], overrides, options.seeds)
+    if options.labels is not None:
+        comparison = comparison.only(options.labels)
     check_baseline(options.baseline, comparison.configs)
     if options.print_config:
-        print_configs(comparison.configs)
+        print_configs({label: comparison.configs[label] for label in comparison.labels or comparison.configs})
         return 0
     from fl_ray.progress import Progress
 

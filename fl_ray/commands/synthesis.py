@@ -30,7 +30,7 @@ def pretrain(options: Any, overrides: dict[str, Any]) -> int:
     with _opened(config, Progress()) as synthesis:
         made = synthesis.trained
         folder = made.prepare()
-        trained = f"trained in {made.train_seconds:.0f} s" if made.train_seconds else "found, trained before"
+        trained = f"trained in {made.training_seconds():.0f} s" if made.train_seconds else "found, trained before"
         print(f"generator: {config.generator.name}, {trained}\nkey: {made.key}\nweights: {folder}")
         if made.unpublished is not None:
             raise made.unpublished

@@ -131,9 +131,13 @@ class GenFL(FedAvg):
         classes = run.data.num_classes
         most = -(-self.max_images // classes) if self.class_choice == "uniform" else self.max_images
         if available is not None and available.min() < most:
+            fits = available.min() * classes  # of all classes alike
+            advice = f"lower it to {fits}" if self.class_choice == "uniform" else f"lower it to {available.min()}"
+            if self.class_choice != "uniform" and self.max_images <= fits:
+                advice += ", or take class_choice uniform"
             raise SettingError(
                 f"method.max_images is {self.max_images}, so a class may be given {most} images, but the generator "
-                f"{run.config.generator.name} has {available.min()} of one; lower it, or take class_choice uniform"
+                f"{run.config.generator.name} has {available.min()} of one; {advice}"
             )
 
     def before_training(self, run: RunContext, round_number: int, weights: np.ndarray, cohort: np.ndarray) -> None:

@@ -177,8 +177,8 @@ def comparison_report(output: Path, folders: Sequence[RunFolder], baseline: str 
         f"Mean ± sample standard deviation over seeds; best: the largest {of} of any round.{html.escape(other)} "
         "Rounds, time and energy to a target are means over the seeds that reached it. Virtual time and "
         "energy are modelled, wall time is measured. Virtual time holds the training of devices and server, not the "
-        "making of synthetic images, whose wall seconds each run's summary.json has. Samples trained: samples times "
-        "epochs, of clients and server."
+        "making of synthetic images: its wall seconds are in the summary.json of the run that made them, and 0 in "
+        "those that found them in the cache. Samples trained: samples times epochs, of clients and server."
     )
     sections = [
         html.section("Results", html.table(columns, cells), f'<p class="note">{note}</p>'),

@@ -152,7 +152,7 @@ def gain_figure(
     groups: Sequence[int],
     panels: Mapping[str, Sequence[float | None]],
 ) -> Figure:
-    """What labels gain against each measure of their synthetic images, a panel for each measure.
+    """What labels gain, late in training, against each measure of their synthetic images, a panel for each measure.
 
     Args:
         gains, spreads: means and standard deviations of each label, in percentage points.
@@ -182,7 +182,7 @@ def gain_figure(
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
     for axis in axes[::columns]:
-        axis.set_ylabel("gain [points]")
+        axis.set_ylabel("late gain [points]")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(labels), 4))
     return figure
 

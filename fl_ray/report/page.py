@@ -16,7 +16,8 @@ h1 { font-size: 1.5rem; margin: .5rem 0 0; } h2 { font-size: 1.1rem; margin: 2re
 p.lead { color: var(--soft); margin: .2rem 0 1rem; }
 figure { margin: .5rem 0; overflow-x: auto; } figure svg, figure img { max-width: 100%; height: auto; }
 figcaption, .note { color: var(--soft); font-size: .87rem; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; width: max-content; min-width: 100%; max-width: calc(100vw - 3rem);
+       position: relative; left: 50%; transform: translateX(-50%); } /* a wide table has the window's width */
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 td:nth-child(2):last-child { white-space: normal; } /* a value may be a sentence */

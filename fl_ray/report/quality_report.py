@@ -32,8 +32,9 @@ _SHOWN: dict[str, tuple[str, float, int]] = {
     "sampling_s_per_image": ("sampling [ms per image]", 1000, 2),
 }
 _NOTES = (
-    "Domain shift: how often a small classifier tells held-out synthetic images from real ones (50: no better than "
-    "chance). FID, KID (± standard error), precision and recall (k = 3, mean over classes) compare features with those "
+    "Domain shift: how often a small classifier tells held-out synthetic images from real ones (50, or below: no "
+    "better than chance; ±: of the share alone, not of the classifier's training). FID, KID (± standard error), "
+    "precision and recall (k = 3, mean over classes) compare features with those "
     "of as many real test images of each class; compare them within this table only. CAS: test accuracy of the "
     "recipe's model after training on these images alone. Closer to ...: share of images that are nearer (in pixels) "
     "to an image of that part than to any of equally many test images: about 50 where nothing is memorised, give or "
@@ -115,8 +116,8 @@ def downstream_report(output: Path, rows: Sequence[Mapping[str, Any]], targets: 
     members = [row for row in rows if row["group"] is not None]
     drawn = gain_figure(
         [row["label"] for row in members],
-        [100 * row["gain_mean"] for row in members],
-        [None if row["gain_std"] is None else 100 * row["gain_std"] for row in members],
+        [100 * row["late_gain_mean"] for row in members],
+        [None if row["late_gain_std"] is None else 100 * row["late_gain_std"] for row in members],
         [row["group"] for row in members],
         _panels(members),
     )
@@ -127,7 +128,7 @@ def downstream_report(output: Path, rows: Sequence[Mapping[str, Any]], targets: 
         "over seeds; late: the same of the mean over the last quarter of the rounds; so are rounds saved, over the "
         "seeds in which both reached the target, in brackets where these are fewer.</p>",
         html.figure(
-            save_svg(output, "gain", drawn), "Gain over FedAvg against each measure; bars: one standard deviation."
+            save_svg(output, "gain", drawn), "Late gain over FedAvg against each measure; bars: one standard deviation."
         ),
         *([html.table(*ranks), f'<p class="note">{_RANKS}</p>'] if correlations else []),
     )

@@ -180,6 +180,24 @@ def test_compare_resumes_run_by_run(recipe: Path, tmp_path: Path, call: Call) ->
     assert "entries may be added to a comparison, but none changed or left out" in fourth.stderr
 
 
+def test_compare_runs_some_of_its_labels_at_a_time(recipe: Path, tmp_path: Path, call: Call) -> None:
+    words = ("compare", "small.yaml", "--output", "cmp")
+
+    def rows(*more: str) -> list[list[str]]:
+        found = call(*words, *more)
+        assert found.returncode == 0, found.stderr
+        with (tmp_path / "cmp" / "comparison.csv").open(newline="", encoding="utf-8") as stream:
+            return [[row["label"], row["seeds"]] for row in csv.DictReader(stream)]
+
+    assert rows("--seeds", "0", "--labels", "public", "central") == [["central", "0"], ["public", "0"]]
+    both = [["FedAvg", "0 1"], ["central", "0"], ["public", "0"]]
+    assert rows("--labels", "FedAvg", "--seeds", "0", "1", "--baseline", "central") == both
+    assert rows("--seeds", "0") == both
+    shown = call(*words, "--labels", "central", "--print_config").stdout
+    assert "centralised" in shown
+    assert "public_only" not in shown
+
+
 def test_compare_of_several_recipes_demands_the_same_data(recipe: Path, tmp_path: Path, call: Call) -> None:
     second = {**RECIPE, "name": "second", "method": {"name": "centralised"}}
     (tmp_path / "second.yaml").write_text(yaml.safe_dump(second))
@@ -221,6 +239,8 @@ def test_partition_shows_table_and_figure(recipe: Path, tmp_path: Path, call: Ca
         (("report", "nothing"), "nothing: there is no such folder"),
         (("run", "small.yaml", "--output", "/proc/nowhere"), "--output /proc/nowhere"),
         (("compare", "small.yaml", "--seeds", "1", "1"), "each seed once"),
+        (("compare", "small.yaml", "--labels", "FedAv"), r"--labels FedAv: .*Did you mean 'FedAvg'\? Known: FedAvg"),
+        (("compare", "--mlflow", "small", "--labels", "FedAvg"), "--labels goes with recipes"),
         (("run", "small.yaml", "--roundss", "3"), "Did you mean 'rounds'"),
         (("run", "small.yaml", "--training.optimizer", "sgdd"), "training.optimizer is sgdd.*Did you mean 'sgd'"),
         (("run", "small.yaml", "--data.partition.alpha", "abc"), "alpha is abc, but it must be of type float"),

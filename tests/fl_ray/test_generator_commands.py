@@ -83,7 +83,10 @@ def test_pretrain_goes_on_after_a_kill(recipe: Path, tmp_path: Path, call: Call)
     process.communicate()
     (draft,) = tmp_path.glob("cache/**/.weights.part")
     assert not (draft / "unet").exists()
-    cut = trained(call(*words).stdout)
+    resumed = call(*words)
+    assert "pre-training the generator" in resumed.stderr
+    assert "from the checkpoint of a training that was interrupted" in resumed.stderr
+    cut = trained(resumed.stdout)
     whole = trained(call(*words, "--generator.cache", str(tmp_path / "other")).stdout)
     names = sorted(str(path.relative_to(whole)) for path in whole.rglob("*") if path.is_file())
     assert names == sorted(str(path.relative_to(cut)) for path in cut.rglob("*") if path.is_file())

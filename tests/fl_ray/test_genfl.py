@@ -123,7 +123,11 @@ def test_a_generator_may_learn_from_a_reserve_alone(run_small: Run, monkeypatch:
 
 def test_a_generator_with_too_few_images_is_refused_before_the_first_round(run_small: Run) -> None:
     settings = {"method__name": "genfl", "generator": {"name": "real"}, "data__reserve_fraction": 0.3}
-    with pytest.raises(ValueError, match=r"method.max_images is 2000, so a class may be given 2000 images, .* of one"):
+    with pytest.raises(ValueError, match=r"so a class may be given 2000 images, .* has 1\d of one; lower it to 1\d$"):
         run_small(**settings)
+    with pytest.raises(ValueError, match=r"may be given 100 images, .* of one; lower it to 1\d, or .* uniform"):
+        run_small(**settings, method__max_images=100)
+    with pytest.raises(ValueError, match=r"may be given 30 images, .* of one; lower it to 1\d0$"):
+        run_small(**settings, method__max_images=300, method__class_choice="uniform")
     _, summary = run_small(**settings, method__max_images=10, method__images_per_round=5)
     assert sum(summary["synthetic_images"]) == 10

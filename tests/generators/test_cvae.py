@@ -84,8 +84,8 @@ def test_settings_of_the_other_training_change_no_key() -> None:
         ({"rounds": 0}, "rounds is 0"),
         ({"sample_fraction": 0.0}, "sample_fraction"),
         ({"epochs": 2, "train_steps": 5}, "one of them"),
-        ({"training": "federated", "epochs": 5}, "rounds and local_epochs"),
-        ({"training": "federated", "train_steps": 5}, "rounds and local_epochs"),
+        ({"training": "federated", "epochs": 5}, "federated, but epochs is 5, which .* rounds and local_epochs"),
+        ({"training": "federated", "train_steps": 5}, "federated, but train_steps is 5, which .* training to central"),
     ],
 )
 def test_bad_settings_are_refused(bad: dict, match: str) -> None:
