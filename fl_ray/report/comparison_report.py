@@ -195,7 +195,8 @@ def comparison_report(output: Path, folders: Sequence[RunFolder], baseline: str 
         _links(output, by_label),
     ]
     summary = first.summary()
-    lead = f"{summary['data']}, {len(rows)} settings, seeds {rows[0]['seeds']}"
+    seeds = sorted({folder.summary()["seed"] for members in by_label.values() for folder in members})
+    lead = f"{summary['data']}, {len(rows)} settings, seeds {' '.join(map(str, seeds))}"
     text = html.page(f"fl_ray: {summary['name']}", lead, [part for part in sections if part])
     (output / "report.html").write_text(text, encoding="utf-8")
     return brief, f"{_LEGEND}{other}"

@@ -192,6 +192,7 @@ def test_compare_runs_some_of_its_labels_at_a_time(recipe: Path, tmp_path: Path,
     assert rows("--seeds", "0", "--labels", "public", "central") == [["central", "0"], ["public", "0"]]
     both = [["FedAvg", "0 1"], ["central", "0"], ["public", "0"]]
     assert rows("--labels", "FedAvg", "--seeds", "0", "1", "--baseline", "central") == both
+    assert "3 settings, seeds 0 1" in (tmp_path / "cmp" / "report.html").read_text()
     assert rows("--seeds", "0") == both
     shown = call(*words, "--labels", "central", "--print_config").stdout
     assert [line for line in shown.splitlines() if line.startswith("#")] == ["# central"]
