@@ -40,7 +40,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared: a configuration by label, each run with every seed; or ``labels``, a part of them, for now."""
+    """What is compared: a configuration by label, and what of it is run: ``labels`` (None: all), with every seed."""
 
     name: str
     configs: dict[str, RunConfig]
@@ -57,7 +57,7 @@ class Comparison:
         ]
 
     def only(self, labels: Sequence[str]) -> Comparison:
-        """The same comparison, of which these labels are run now.
+        """The same comparison, of which these labels alone are run.
 
         Raises:
             SettingError: a label is not in it.

@@ -23,13 +23,13 @@ from safetensors import SafetensorError, safe_open
 from generators.base import Block, Generator, Sampler, TrainingImages, check_class, image_seeds, require_positive
 from generators.pipelines import Precision, SchedulerName, dtype_of, swap_scheduler
 
-__all__ = ["PretrainedGenerator", "PretrainedSampler", "wanted", "weights_digest"]
+__all__ = ["PretrainedGenerator", "PretrainedSampler", "wanted"]
 
 _NO_VOCABULARY = {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}  # of a tokenizer's files
 _DECIDING = (".safetensors", ".json", ".txt", ".model")  # weights, configurations, vocabularies
 
 
-def weights_digest(folder: Path) -> str:
+def _weights_digest(folder: Path) -> str:
     """A hash of the files below a folder that decide what a pipeline makes."""
     files = sorted(path for path in folder.rglob("*") if path.suffix in _DECIDING and path.is_file())
     states = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
@@ -91,7 +91,10 @@ class PretrainedGenerator(Generator):
     @functools.cached_property
     def digests(self) -> dict[str, str]:
         """Of the files in ``folders``, as they were when they were looked at first."""
-        return {setting: f"sha256:{weights_digest(folder)}" for setting, folder in self.folders().items()}
+        return self._digests_now()
+
+    def _digests_now(self) -> dict[str, str]:
+        return {setting: f"sha256:{_weights_digest(folder)}" for setting, folder in self.folders().items()}
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
@@ -103,8 +106,9 @@ class PretrainedGenerator(Generator):
         self._check_unchanged()
 
     def _check_unchanged(self) -> None:
-        for setting, folder in self.folders().items():
-            if f"sha256:{weights_digest(folder)}" != self.digests.get(setting):
+        for setting, digest in self._digests_now().items():
+            if digest != self.digests.get(setting):
+                folder = self.folders()[setting]
                 raise ValueError(f"{setting} is {folder}, whose files have changed since they were hashed; run again")
 
     def training_settings(self) -> dict[str, Any]:

@@ -128,12 +128,12 @@ class GenFL(FedAvg):
     def _check_enough(self, run: RunContext) -> None:
         """A generator that has a limited number of images must have what the classes may be given."""
         available = run.synthesis.available()
-        classes = run.data.num_classes
-        most = -(-self.max_images // classes) if self.class_choice == "uniform" else self.max_images
+        classes, uniform = run.data.num_classes, self.class_choice == "uniform"
+        most = -(-self.max_images // classes) if uniform else self.max_images
         if available is not None and available.min() < most:
-            fits = available.min() * classes  # of all classes alike
-            advice = f"lower it to {fits}" if self.class_choice == "uniform" else f"lower it to {available.min()}"
-            if self.class_choice != "uniform" and self.max_images <= fits:
+            of_all = available.min() * classes
+            advice = f"lower it to {of_all if uniform else available.min()}"
+            if not uniform and self.max_images <= of_all:
                 advice += ", or take class_choice uniform"
             raise SettingError(
                 f"method.max_images is {self.max_images}, so a class may be given {most} images, but the generator "

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 from generators.base import Block, Generator, Sampler, TrainingImages
@@ -107,19 +107,15 @@ class _HungrySampler(_FlatSampler):
     grown_mb = 0.0
 
     def sample(self, block: Block) -> np.ndarray:
-        before = _resident_mb()
+        memory = psutil.Process().memory_info
+        before = memory().rss
         tensors = [torch.ones(2**20) for _ in range(8)]
         del tensors
-        self.grown_mb += _resident_mb() - before
+        self.grown_mb += (memory().rss - before) / 2**20
         return super().sample(block)
 
     def report(self) -> dict[str, float]:
         return {"grown_mb": self.grown_mb}
-
-
-def _resident_mb() -> float:
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 class _RaisingSampler(_FlatSampler):
